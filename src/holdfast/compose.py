@@ -1,0 +1,94 @@
+"""From command-line overrides to a checked configuration, with errors in one line each."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from functools import cache
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from holdfast.config import Config, check
+from holdfast.errors import UserError
+from holdfast.paths import CONF
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The checked configuration, or a `UserError` that names what is wrong and the valid choices."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides)
+        OmegaConf.resolve(cfg)
+    except OverrideParseException as error:
+        raise UserError(f"{error.override}: not of the form key=value ({_first_line(error)})") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from None
+    check(cfg)
+    return cfg
+
+
+def sweep(overrides: list[str]) -> list[list[str]]:
+    """The override lists of each job of a Hydra multirun: the product of all `a,b` and `range` values."""
+    axes = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    text = str(error)
+    group = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    if group:
+        return f"{group[1]}={group[2]}: no such choice; {_choices(group[2], _options(group[1]))}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    key = override[1] if override else getattr(error, "full_key", None) or ""
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    if isinstance(cause, ValidationError):
+        given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
+        return f"{given}: {_first_line(cause)}"
+    if key:
+        return f"{key}: no such key; {_choices(key.rsplit('.', 1)[-1], _siblings(key))}"
+    return _first_line(error)
+
+
+def _choices(given: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(given, options, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}choose one of {', '.join(options)}"
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
+
+
+def _siblings(key: str) -> list[str]:
+    """The keys that exist beside a mistyped one, in the deepest section that does exist."""
+    node = _default()
+    for part in key.split(".")[:-1]:
+        if not isinstance(node, DictConfig) or part not in node:
+            break
+        node = node[part]
+    return sorted(map(str, node))
+
+
+@cache
+def _default() -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].strip()

@@ -1,0 +1,280 @@
+"""The schema of `conf/`: every key, its type and its range; nothing here is a scientific value.
+
+Fields without a default must be given by a YAML file. `READS` names the sections that each stage reads:
+a stage is handed these and no others, and the workflow re-runs a stage when one of them changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING as REQUIRED
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+from holdfast.errors import UserError
+
+
+def ranged(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Any:
+    """A number that a YAML file must give, with its range."""
+    return field(default=MISSING, metadata={"above": above, "least": least, "most": most})
+
+
+def choice(*options: str) -> Any:
+    """A word that a YAML file must give, out of `options`."""
+    return field(default=MISSING, metadata={"options": options})
+
+
+@dataclass
+class StudyConfig:
+    name: str = MISSING
+    models: list[str] = MISSING
+    methods: list[str] = MISSING
+    seeds: list[int] = MISSING
+    reference: str = "aligned"  # the method that all others are compared with
+
+
+@dataclass
+class ShapeConfig:
+    hidden_size: int = ranged(least=8)
+    intermediate_size: int = ranged(least=8)
+    layers: int = ranged(least=1)
+    heads: int = ranged(least=1)
+    max_positions: int = ranged(least=16)
+    initializer_range: float = ranged(above=0)
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str | None = None  # Hub id or folder; null: built and pretrained in the run
+    revision: str | None = None
+    dtype: str = choice("float32", "bfloat16", "float16")
+    shape: ShapeConfig | None = None
+
+
+@dataclass
+class ColumnsConfig:
+    prompt: str = MISSING
+    response: str | None = None
+    id: str | None = None
+    label: str | None = None
+
+
+@dataclass
+class SourceConfig:
+    file: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    hub_split: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    label: str | None = field(default=None, metadata={"options": ("harmful", "benign")})
+    labels: dict[str, str] = field(default_factory=dict)  # value of the label column -> harmful | benign
+    splits: dict[str, float] = MISSING  # split -> share of the rows
+    max_rows: int | None = field(default=None, metadata={"least": 1})
+
+
+@dataclass
+class DataConfig:
+    kind: str = choice("world", "local")
+    dir: str | None = None
+    seed: int = ranged(least=0)
+    layers: dict[str, int] | None = None  # world: Latin layers per split
+    phrasings: dict[str, int] | None = None  # world: wordings of each pair per split
+    mixture: dict[str, float] | None = None  # world: what the base model reads, by share
+    pretrain_rows: int = ranged(least=1)
+    vocabulary: int = ranged(least=300)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    response_sentences: int = field(default=1, metadata={"least": 1})
+
+
+@dataclass
+class OpeningsConfig:
+    refusal: list[str] = MISSING
+    compliance: list[str] = MISSING
+
+
+@dataclass
+class OpeningSets:
+    """`loss` openings are trained on; `score` openings only ever score, so that a margin cannot be taught."""
+
+    loss: OpeningsConfig = field(default_factory=OpeningsConfig)
+    score: OpeningsConfig = field(default_factory=OpeningsConfig)
+
+
+@dataclass
+class TrainConfig:
+    steps: int = ranged(least=1)
+    batch_size: int = ranged(least=1)
+    lr: float = ranged(above=0)
+
+
+@dataclass
+class PretrainConfig(TrainConfig):
+    threads: int = ranged(least=1)
+    prompt_loss: bool = MISSING  # whether the loss also covers the prompt tokens
+
+
+@dataclass
+class AlignConfig(TrainConfig):
+    max_length: int = ranged(least=16)
+    warmup: float = ranged(least=0, most=1)
+
+
+@dataclass
+class ProbeConfig:
+    loss: str = choice("margin", "nll")
+    sigma: float = ranged(above=0)
+    draws: int = ranged(least=1)
+    prompts: int = ranged(least=2)
+    batch_size: int = ranged(least=1)
+
+
+@dataclass
+class SelectConfig:
+    rule: str = choice("all", "top_k")
+    k: int = ranged(least=1)
+
+
+@dataclass
+class MethodConfig:
+    name: str = MISSING
+    kind: str = choice("none", "zeroth_order", "first_order")
+    select: SelectConfig = field(default_factory=SelectConfig)
+
+
+@dataclass
+class RefineConfig:
+    """Shared by all methods, so that they meet on equal terms."""
+
+    loss: str = choice("margin", "nll")
+    steps: int = ranged(least=1)
+    queries: int = ranged(least=1)
+    batch_size: int = ranged(least=2)
+    mu: float = ranged(above=0)
+    lr: float = ranged(above=0)
+    normalize: str = choice("none", "rms")
+    first_order_lr: float = ranged(above=0)
+
+
+@dataclass
+class PerturbConfig:
+    kind: str = choice("weight_noise", "activation_noise", "bnb", "rtn")
+    levels: list[float] = MISSING
+    family: str = MISSING  # the column of the main table that this perturbation counts towards
+    draws: int = ranged(least=1)
+    group_size: int = field(default=128, metadata={"least": 1})
+
+
+@dataclass
+class EvaluateConfig:
+    batch_size: int = ranged(least=1)
+    max_new_tokens: int = ranged(least=1)
+    utility: str = choice("exact_match", "perplexity")
+    prompts: dict[str, int | None] = field(default_factory=dict)  # cap per split and label
+
+
+@dataclass
+class JudgeConfig:
+    name: str = MISSING
+    refusal_markers: list[str] = MISSING
+    coherence_quantile: float = ranged(above=0, most=1)
+    coherence_slack: float = ranged(least=0)
+    max_repeats: int = ranged(least=1)
+
+
+@dataclass
+class TablesConfig:
+    over_refusal: float = ranged(above=0, most=0.5)
+    headline_asr: float = ranged(above=0, most=1)
+    confidence: float = ranged(above=0.5, most=0.999)
+
+
+@dataclass
+class TrackingConfig:
+    mode: str = choice("offline", "online", "disabled")
+    project: str = MISSING
+    dir: str = MISSING
+
+
+@dataclass
+class Config:
+    study: StudyConfig = field(default_factory=StudyConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    openings: OpeningSets = field(default_factory=OpeningSets)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    perturb: dict[str, PerturbConfig] = field(default_factory=dict)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tables: TablesConfig = field(default_factory=TablesConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = ranged(least=0)
+    results: str = MISSING
+
+
+READS: dict[str, tuple[str, ...]] = {
+    "data": ("data", "openings"),
+    "pretrain": ("model", "pretrain"),
+    "align": ("model", "align"),
+    "probe": ("model", "probe", "openings"),
+    "refine": ("model", "method", "refine", "openings"),
+    "evaluate": ("model", "method", "perturb", "judge", "evaluate", "openings"),
+    "tables": ("study", "tables", "evaluate", "perturb"),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise `UserError` for the first value that is missing, out of range or not among its options."""
+    _check_node(cfg, Config, "")
+    for name, perturb in cfg.perturb.items():
+        _check_node(perturb, PerturbConfig, f"perturb.{name}.")
+        if not perturb.levels or min(perturb.levels) < 0:
+            raise UserError(f"perturb.{name}.levels={list(perturb.levels)}: give at least one level, none below 0")
+    for name, source in cfg.data.sources.items():
+        _check_node(source, SourceConfig, f"data.sources.{name}.")
+    if cfg.method.select.rule == "top_k" and cfg.model.shape and cfg.method.select.k > cfg.model.shape.layers:
+        raise UserError(
+            f"method.select.k={cfg.method.select.k}: model {cfg.model.name} has {cfg.model.shape.layers} decoder layers"
+        )
+
+
+def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
+    for spec in fields(schema):
+        key = prefix + spec.name
+        if OmegaConf.is_missing(node, spec.name):
+            raise UserError(f"{key}: no value is given; set {key}=…")
+        value = node[spec.name]
+        if is_dataclass(_section_type(spec)) and isinstance(value, DictConfig):
+            _check_node(value, _section_type(spec), key + ".")
+        elif value is not None:
+            _check_value(key, value, spec.metadata)
+
+
+def _section_type(spec: Field[Any]) -> Any:
+    """The dataclass of a nested section, `ShapeConfig | None` included."""
+    if spec.default_factory is not REQUIRED and isinstance(spec.default_factory, type):
+        return spec.default_factory
+    return ShapeConfig if spec.name == "shape" else None
+
+
+def _check_value(key: str, value: Any, limits: Any) -> None:
+    if isinstance(value, ListConfig) and len(value) == 0:
+        raise UserError(f"{key}: the list is empty; give at least one")
+    options = limits.get("options")
+    if options and value not in options:
+        raise UserError(f"{key}={value}: choose one of {', '.join(options)}")
+    above, least, most = (limits.get(bound) for bound in ("above", "least", "most"))
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{key}={value}: give a number")
+    if above is not None and not value > above:
+        raise UserError(f"{key}={value}: must be above {above}")
+    if least is not None and value < least:
+        raise UserError(f"{key}={value}: must be at least {least}")
+    if most is not None and value > most:
+        raise UserError(f"{key}={value}: must be at most {most}")

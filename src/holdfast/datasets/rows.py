@@ -1,0 +1,14 @@
+"""The rows that every data set is brought into."""
+
+from __future__ import annotations
+
+import hashlib
+
+COLUMNS = ("id", "split", "label", "prompt", "response", "pair", "source")
+EVALUATION = ("test", "threshold", "tune")  # a prompt in two splits stays in the first of these
+
+
+def row(split: str, label: str, prompt: str, response: str, pair: str, source: str) -> dict[str, str]:
+    """One row. `pair` is what splits and bootstraps keep together; "" stands for the prompt itself."""
+    digest = hashlib.sha256(f"{source}\0{split}\0{prompt}".encode()).hexdigest()[:12]
+    return dict(zip(COLUMNS, (digest, split, label, prompt, response, pair or prompt, source), strict=True))

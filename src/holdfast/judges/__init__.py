@@ -1,0 +1,1 @@
+"""Who decides what a response is: refused, complied or incoherent."""

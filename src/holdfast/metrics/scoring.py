@@ -1,0 +1,96 @@
+"""Log-probabilities of given texts by teacher forcing; everything is in float32 from the logits on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with responses, right-padded: (n, t) ids, attention mask, and mask of the response tokens."""
+
+    ids: Tensor
+    attention: Tensor
+    response: Tensor
+
+
+def sequences(pairs: list[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Sequences:
+    """Stack (prompt ids, response ids) pairs."""
+    width = max(len(prompt) + len(response) for prompt, response in pairs)
+    ids = torch.full((len(pairs), width), pad)
+    attention, response_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.tensor(prompt + response)
+        attention[row, :end] = 1
+        response_mask[row, len(prompt) : end] = True
+    return Sequences(ids.to(device), attention.to(device), response_mask.to(device))
+
+
+def token_logprobs(model: Any, batch: Sequences) -> tuple[Tensor, Tensor]:
+    """(n, t-1) log-probability of each next token, 0 outside the response; and whether it is the argmax."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1].float()
+    targets, mask = batch.ids[:, 1:], batch.response[:, 1:]
+    chosen = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    return chosen * mask, (logits.argmax(-1) == targets) | ~mask
+
+
+def response_logprob(model: Any, batch: Sequences) -> Tensor:
+    """log p(response | prompt), shape (n,)."""
+    return token_logprobs(model, batch)[0].sum(1)
+
+
+@torch.inference_mode()
+def mean_nll(model: Any, batch: Sequences) -> Tensor:
+    """Mean negative log-likelihood per response token, shape (n,)."""
+    return -token_logprobs(model, batch)[0].sum(1) / batch.response[:, 1:].sum(1).clamp(min=1)
+
+
+@torch.inference_mode()
+def exact_match(model: Any, batch: Sequences) -> Tensor:
+    """1.0 where greedy decoding would give exactly the response, shape (n,): every token is the argmax of its
+    own correct prefix, which is what greedy decoding walks through."""
+    return token_logprobs(model, batch)[1].all(1).float()
+
+
+def left_padded(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, t) ids, attention mask and position ids of prompts aligned at their ends."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, attention, (attention.cumsum(1) - 1).clamp(min=0)
+
+
+@torch.inference_mode()
+def refusal_margin(
+    model: Any, prompts: list[list[int]], refusals: list[list[int]], compliances: list[list[int]], pad: int
+) -> Tensor:
+    """log p(any refusal opening) − log p(any compliance opening) for each prompt, shape (n,).
+
+    The prompts run once; each opening continues from their cached keys and values.
+    """
+    ids, attention, positions = left_padded(prompts, pad, model.device)
+    out = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache, first = out.past_key_values, out.logits[:, -1].float().log_softmax(-1)  # first: (n, vocabulary)
+    scores = []
+    for opening in refusals + compliances:
+        score = first[:, opening[0]]
+        if len(opening) > 1:
+            tokens = torch.tensor([opening], device=model.device).expand(len(prompts), -1)  # (n, k)
+            steps = torch.arange(1, len(opening), device=model.device)
+            logits = model(
+                input_ids=tokens[:, :-1],
+                attention_mask=torch.cat([attention, torch.ones_like(tokens[:, :-1])], dim=1),
+                position_ids=positions[:, -1:] + steps,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits.float()
+            score = score + logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).sum((1, 2))
+            cache.crop(1 - len(opening))
+        scores.append(score)
+    stacked = torch.stack(scores)  # (openings, n)
+    return stacked[: len(refusals)].logsumexp(0) - stacked[len(refusals) :].logsumexp(0)

@@ -1,0 +1,160 @@
+"""What every stage shares: a checked configuration, an output folder, progress, tracking, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from holdfast.compose import composed, sweep
+from holdfast.config import READS
+from holdfast.errors import UserError
+from holdfast.paths import CONF, Layout
+from holdfast.tracking import Tracker
+
+T = TypeVar("T")
+Inputs = Callable[[DictConfig], dict[Path, str]]
+
+
+@dataclass
+class Run:
+    """One execution of a stage. `cfg` holds only the sections that `READS` grants the stage."""
+
+    stage: str
+    label: str
+    cfg: DictConfig
+    seed: int
+    names: tuple[str, str]  # of the model and of the method
+    layout: Layout
+    out: Path
+    tracker: Tracker
+    started: float = field(default_factory=time.perf_counter)
+
+    def progress(self, items: Sequence[T], unit: str = "step") -> Iterator[T]:
+        """Yield `items`; keep one line up to date on a terminal, print one every ten seconds elsewhere."""
+        live, start, shown = sys.stderr.isatty(), time.perf_counter(), 0.0
+        for done, item in enumerate(items):
+            now = time.perf_counter()
+            if now - shown > (0.2 if live else 10) and done:
+                left = (now - start) / done * (len(items) - done)
+                line = f"{self.stage:<8} {self.label}  {unit} {done}/{len(items)}  {left:.0f} s left"
+                print(line, end="\033[K\r" if live else "\n", file=sys.stderr, flush=True)
+                shown = now
+            yield item
+
+    def save_table(self, frame: Any, name: str) -> None:
+        """Write a data frame as Parquet, whole or not at all."""
+        with replacing(self.out / name) as path:
+            frame.to_parquet(path, index=False)
+
+    def finish(self, metrics: dict[str, Any], headline: str) -> None:
+        """Write the metrics last: their presence says that the stage ended well. Times go into a file of their own."""
+        import resource
+
+        seconds = time.perf_counter() - self.started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        write_text(self.out / "config.yaml", OmegaConf.to_yaml(self.cfg))
+        write_text(self.out / "timing.json", as_json({"seconds": seconds, "peak_rss_mib": peak}))
+        write_text(self.out / "metrics.json", as_json(metrics))
+        self.tracker.finish({**metrics, "seconds": seconds, "peak_rss_mib": peak})
+        end = "\033[K\n" if sys.stderr.isatty() else "\n"
+        wrote = f"wrote {os.path.relpath(self.out)}"
+        print(f"{self.stage:<8} {self.label}  done in {seconds:.0f} s: {headline}; {wrote}", end=end, file=sys.stderr)
+
+
+class replacing:
+    """Context manager: yields a temporary path beside `path`, and moves it there if the block succeeds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: {}) -> None:
+    """Entry point of `python -m holdfast.<stage>`.
+
+    Everything that can be known without a model is checked before Hydra starts and before anything is
+    written. `inputs` maps each file that must exist to the stage that makes it.
+    """
+    arguments = get_args_parser().parse_args()
+    informational = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
+    try:
+        if not informational:
+            jobs = sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
+            for job in jobs:
+                _require(inputs(composed([o for o in job if not o.startswith("hydra.")])))
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
+            lambda cfg: _execute(stage, run, cfg)
+        )()
+    except UserError as error:
+        sys.exit(f"holdfast.{stage}: {error}")
+
+
+def _require(paths: dict[Path, str]) -> None:
+    for path, maker in paths.items():
+        if not path.exists():
+            raise UserError(f"{path}: no such file; `snakemake --cores all {path}` or holdfast.{maker} makes it")
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own lines: the libraries' bars and notices off, their errors on."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _execute(stage: str, run: Callable[[Run], None], cfg: DictConfig) -> None:
+    _quiet()
+    OmegaConf.resolve(cfg)
+    out = Path(HydraConfig.get().runtime.output_dir)
+    label = "/".join(_labels(stage, cfg))
+    granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
+    tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out)
+    names = (cfg.model.name, cfg.method.name)
+    try:
+        run(Run(stage, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
+    except UserError as error:
+        tracker.fail()
+        sys.exit(f"holdfast.{stage}: {error}")
+
+
+def _labels(stage: str, cfg: DictConfig) -> Iterable[str]:
+    yield cfg.study.name
+    if stage not in ("data", "tables"):
+        yield cfg.model.name
+    if stage in ("refine", "evaluate"):
+        yield cfg.method.name
+    if stage in ("align", "probe", "refine", "evaluate"):
+        yield f"s{cfg.seed}"

@@ -1,0 +1,43 @@
+"""Counter-based noise: every element is a pure function of integers.
+
+Philox-4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011) in torch integer
+arithmetic. No generator has a state, and torch's global one is never touched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds on four counters of shape (n,), int64 holding 32-bit words; gives four words of shape (n,)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(c0, MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+    return c0, c1, c2, c3
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32 by 32 bit product; in halves, for int64 has no unsigned product."""
+    upper, lower = a * (b >> 16), a * (b & 0xFFFF)
+    return (upper + (lower >> 16)) >> 16, (lower + ((upper & 0xFFFF) << 16)) & WORD
+
+
+def rademacher(count: int, *, seed: int, step: int, query: int, tensor: int, device: torch.device) -> Tensor:
+    """Signs of shape (count,), float32 ±1. Element k is bit k mod 32 of word ⌊k/32⌋ of the stream that the
+    four integers (32 bits each) name."""
+    blocks = torch.arange((count + 127) // 128, dtype=torch.int64, device=device)
+    same = torch.zeros_like(blocks)
+    words = philox((blocks, same + query, same + tensor, same + step), (seed & WORD, seed >> 32 & WORD))
+    stream = torch.stack(words, dim=1).reshape(-1, 1)  # (words, 1)
+    bits = (stream >> torch.arange(32, device=device)) & 1  # (words, 32)
+    return (1 - 2 * bits.reshape(-1)[:count]).to(torch.float32)
