@@ -240,7 +240,7 @@ def check(cfg: DictConfig) -> None:
         _check_node(source, SourceConfig, f"data.sources.{name}.")
     if cfg.method.select.rule == "top_k" and cfg.model.shape and cfg.method.select.k > cfg.model.shape.layers:
         raise UserError(
-            f"method.select.k={cfg.method.select.k}: model {cfg.model.name} has {cfg.model.shape.layers} decoder layers"
+            f"method.select.k={cfg.method.select.k}: {cfg.model.name} has {cfg.model.shape.layers} decoder layers"
         )
 
 

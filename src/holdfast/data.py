@@ -22,11 +22,12 @@ def run(run: Run) -> None:
     if set(openings["loss"]["refusal"] + openings["loss"]["compliance"]) & set(
         openings["score"]["refusal"] + openings["score"]["compliance"]
     ):
-        raise UserError("openings: an opening is in both loss and score; a margin must not be scored on what it was taught")
+        raise UserError(
+            "openings: an opening is in both loss and score; a margin must not be scored on what it was taught"
+        )
     dropped = {"duplicates_dropped": 0}
     if data["kind"] == "world":
-        parts = ("layers", "phrasings", "mixture", "pretrain_rows")
-        rows = world.build(*(data[part] for part in parts), openings, data["seed"])
+        rows = world.build(data, openings)
     else:
         rows, dropped = local.build(data, openings)
     frame = pd.DataFrame(rows)

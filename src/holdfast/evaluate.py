@@ -10,7 +10,7 @@ from holdfast import models
 from holdfast.paths import Layout
 from holdfast.stage import Run, launch
 
-SPLITS = (("test", "harmful"), ("test", "benign"), ("threshold", "benign"), ("tune", "harmful"))
+SPLITS = (("test", "harmful"), ("test", "benign"), ("threshold", "benign"))
 
 
 def run(run: Run) -> None:
@@ -19,10 +19,15 @@ def run(run: Run) -> None:
     from holdfast.perturbations import grid, perturbed
 
     model_name, method = run.names
+    # Headline levels are chosen on the tuning split of the unrefined model, so only there is it scored.
+    splits = (*SPLITS, ("tune", "harmful")) if run.cfg.method.kind == "none" else SPLITS
     folder = run.layout.checkpoint(model_name, method, run.cfg.method.kind, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
     prompts = pd.concat(
-        [_capped(models.prompts_of(run.layout, *part), run.cfg.evaluate.prompts.get("/".join(part))) for part in SPLITS],
+        [
+            _capped(models.prompts_of(run.layout, *part), run.cfg.evaluate.prompts.get("/".join(part)))
+            for part in splits
+        ],
         ignore_index=True,
     )
     scorer = Scorer(tokenizer, prompts, run.cfg)
@@ -30,9 +35,7 @@ def run(run: Run) -> None:
     for point in run.progress(grid(run.cfg.perturb), "point"):
         with perturbed(model, point, run.seed) as perturbed_model:
             found = scorer.outcomes(perturbed_model)
-        frames.append(
-            found.assign(perturbation=point.name, family=point.family, level=point.level, draw=point.draw)
-        )
+        frames.append(found.assign(perturbation=point.name, family=point.family, level=point.level, draw=point.draw))
     records = scorer.judged(pd.concat(frames, ignore_index=True), model)
     records.insert(0, "model", model_name)
     records.insert(1, "method", method)
@@ -53,10 +56,8 @@ class Scorer:
         self.frame = prompts[["id", "split", "label", "pair"]]
         self.prompts = [prompt_ids(tokenizer, p) for p in prompts["prompt"]]
         self.references = [response_ids(tokenizer, r, end=True) for r in prompts["response"]]
-        self.openings = [
-            [response_ids(tokenizer, o, end=False) for o in group]
-            for group in (cfg.openings.score.refusal, cfg.openings.score.compliance)
-        ]
+        self.refusals = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.refusal]
+        self.compliances = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.compliance]
         self.generated = prompts.index[prompts["split"] == "test"].tolist()
         self.useful = prompts.index[(prompts["split"] == "test") & (prompts["label"] == "benign")].tolist()
 
@@ -73,14 +74,18 @@ class Scorer:
         found = self.frame.copy()
         pad = self.tokenizer.pad_token_id
         margins = [
-            refusal_margin(model, [self.prompts[i] for i in rows], *self.openings, pad)
+            refusal_margin(model, [self.prompts[i] for i in rows], self.refusals, self.compliances, pad)
             for rows in self.batches(list(range(len(self.prompts))))
         ]
         found["margin"] = torch.cat(margins).cpu().numpy()
         found["response"] = None
-        found.loc[self.generated, "response"] = [text for rows in self.batches(self.generated) for text in self.generate(model, rows)]
+        found.loc[self.generated, "response"] = [
+            text for rows in self.batches(self.generated) for text in self.generate(model, rows)
+        ]
         found["utility"] = float("nan")
-        found.loc[self.useful, "utility"] = [u for rows in self.batches(self.useful) for u in self.utility(model, rows)]
+        found.loc[self.useful, "utility"] = [
+            u for rows in self.batches(self.useful) for u in self.utility(model, rows)
+        ]
         return found
 
     def generate(self, model: Any, rows: list[int]) -> list[str]:
@@ -132,7 +137,6 @@ class Scorer:
 
     def response_nll(self, records: Any, model: Any) -> Any:
         """NLL per token of every response under `model`; NaN where nothing was generated."""
-        import pandas as pd
 
         from holdfast.datasets.tokens import response_ids
         from holdfast.metrics.scoring import mean_nll, sequences

@@ -33,6 +33,7 @@ def load(path: str | Path, model: DictConfig) -> tuple[Any, Any]:
     """(model, tokenizer) in eval mode on the best device, from a Hub id or a folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     revision = model.revision if str(path) == model.path else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)

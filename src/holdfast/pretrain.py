@@ -36,7 +36,9 @@ def run(run: Run) -> None:
         )
     )
     rows = models.prompts_of(run.layout, "pretrain")
-    pairs = [(prompt_ids(tokenizer, r.prompt), response_ids(tokenizer, r.response, end=True)) for r in rows.itertuples()]
+    pairs = [
+        (prompt_ids(tokenizer, r.prompt), response_ids(tokenizer, r.response, end=True)) for r in rows.itertuples()
+    ]
     if settings.prompt_loss:
         pairs = [(prompt[:1], prompt[1:] + response) for prompt, response in pairs]
     pairs = [(prompt, response[: shape.max_positions - len(prompt)]) for prompt, response in pairs]
@@ -54,7 +56,7 @@ def run(run: Run) -> None:
         losses.append(loss.item())
         if losses[-1] != losses[-1]:
             raise UserError(f"pretrain: the loss is NaN at step {step}; lower pretrain.lr={settings.lr}")
-        run.tracker.log({"loss": losses[-1], "lr": schedule.get_last_lr()[0]})
+        run.tracker.log({"loss": losses[-1], "lr": float(schedule.get_last_lr()[0])})
     models.save(model, tokenizer, run.out)
     parameters = sum(p.numel() for p in model.parameters())
     run.finish({"loss": losses[-1], "parameters": parameters, "steps": settings.steps}, f"loss {losses[-1]:.3f}")

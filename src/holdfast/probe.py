@@ -8,6 +8,7 @@ from holdfast.stage import Run, launch
 
 def run(run: Run) -> None:
     import pandas as pd
+    import torch
 
     from holdfast.methods.losses import LOSSES, Batches
     from holdfast.zo import sensitivity, weight_groups
@@ -19,9 +20,7 @@ def run(run: Run) -> None:
     stream = batches.stream(settings.batch_size, run.seed)
     chunks = [next(stream) for _ in range(-(-settings.prompts // settings.batch_size))]
 
-    def losses() -> object:
-        import torch
-
+    def losses() -> torch.Tensor:
         return torch.cat([LOSSES[settings.loss](model, chunk) for chunk in chunks])
 
     groups = weight_groups(model)

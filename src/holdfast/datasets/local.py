@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from holdfast.datasets.rows import EVALUATION, row
+from holdfast.datasets.rows import EVALUATION, Openings, row
 from holdfast.datasets.world import impossible
 from holdfast.errors import UserError
 
-Openings = dict[str, dict[str, list[str]]]
-READERS = {
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
     ".json": lambda path: pd.read_json(path, dtype=False),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
@@ -39,7 +39,9 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[list[dict[str, str]
     for label in ("harmful", "benign"):
         for split in ("train", *EVALUATION):
             if not any(r["split"] == split and r["label"] == label for r in unique):
-                raise UserError(f"data.sources: no {label} prompt is left for the split {split}; add a source or a share")
+                raise UserError(
+                    f"data.sources: no {label} prompt is left for the split {split}; add a source or a share"
+                )
     corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
     return corpus + unique, {"duplicates_dropped": len(rows) - len(unique)}
 
@@ -130,7 +132,9 @@ def _labels(name: str, source: dict[str, Any], frame: pd.DataFrame) -> list[str]
     column = source["columns"]["label"]
     if column is None:
         if source["label"] is None:
-            raise UserError(f"data.sources.{name}.label: set it to harmful or benign, or give columns.label and labels")
+            raise UserError(
+                f"data.sources.{name}.label: set it to harmful or benign, or give columns.label and labels"
+            )
         return [source["label"]] * len(frame)
     unknown = sorted(set(frame[column].astype(str)) - set(source["labels"]))
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+Openings = dict[str, dict[str, list[str]]]  # loss | score -> refusal | compliance -> texts
 COLUMNS = ("id", "split", "label", "prompt", "response", "pair", "source")
 EVALUATION = ("test", "threshold", "tune")  # a prompt in two splits stays in the first of these
 

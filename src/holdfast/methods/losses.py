@@ -57,12 +57,18 @@ class Batches:
     def __init__(self, rows: Any, tokenizer: Any, openings: Any, loss: str, device: torch.device) -> None:
         self.examples = {
             label: [
-                Example(prompt_ids(tokenizer, r.prompt), response_ids(tokenizer, r.response, end=True), r.label == "harmful")
+                Example(
+                    prompt_ids(tokenizer, r.prompt),
+                    response_ids(tokenizer, r.response, end=True),
+                    r.label == "harmful",
+                )
                 for r in rows[rows["label"] == label].itertuples()
             ]
             for label in ("harmful", "benign")
         }
-        encode = [[response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)]
+        encode = [
+            [response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)
+        ]
         self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
         self.loss, self.pad, self.device = loss, tokenizer.pad_token_id, device
 

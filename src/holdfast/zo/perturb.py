@@ -19,9 +19,7 @@ class Masters:
     def noise(self, index: int, step: int, query: int) -> Tensor:
         """z of one tensor, in its shape; E zzᵀ = I."""
         value = self.values[index]
-        flat = rademacher(
-            value.numel(), seed=self.seed, step=step, query=query, tensor=index, device=value.device
-        )
+        flat = rademacher(value.numel(), seed=self.seed, step=step, query=query, tensor=index, device=value.device)
         return flat.view_as(value)
 
     @torch.no_grad()

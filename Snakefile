@@ -1,0 +1,32 @@
+from snakemake.utils import min_version
+
+from holdfast.workflow import Workflow
+
+min_version("9.0")
+
+flow = Workflow(config)
+
+
+# Tab completion adds a slash; both names are the same target.
+rule:
+    name:
+        "results/tables"
+    default_target: True
+    input:
+        flow.targets(),
+
+
+rule:
+    name:
+        "results/tables/"
+    input:
+        flow.targets(),
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/align.smk"
+include: "workflow/rules/probe.smk"
+include: "workflow/rules/refine.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tables.smk"

@@ -1,0 +1,83 @@
+"""What the Snakefile asks Hydra: the grid of a study, the settings that a stage depends on, and the paths."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from holdfast.compose import composed
+from holdfast.config import READS
+from holdfast.paths import Layout
+
+TABLES = ("main", "dose_response")
+FIGURES = ("dose_response", "sensitivity")
+
+
+class Workflow:
+    """One study, as composed from `--config study=<name> set="<overrides>"`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.overrides = [f"study={config.get('study', 'tiny')}", *shlex.split(config.get("set", ""))]
+        self.cfg = self._composed()
+        self.study = self.cfg.study
+        self.layout = Layout.of(self.cfg)
+
+    @property
+    def arguments(self) -> str:
+        """The overrides as they go on a stage's command line."""
+        return shlex.join(self.overrides)
+
+    @property
+    def gpu(self) -> int:
+        """How many of the pool's GPUs a job takes: none on a machine without one, where jobs share the cores."""
+        return int(shutil.which("nvidia-smi") is not None)
+
+    def settings(self, stage: str, model: str | None = None, method: str | None = None) -> dict[str, Any]:
+        """The composed values that a stage reads: its rule's `params`, so that a changed value re-runs it."""
+        cfg = self._composed(model, method)
+        return {part: OmegaConf.to_container(cfg[part]) for part in READS[stage] if part in cfg}
+
+    def pretrained(self, model: str) -> bool:
+        """Whether the model is made in the run."""
+        return self._composed(model).model.path is None
+
+    def probed(self, model: str, method: str) -> bool:
+        return self._composed(model, method).method.select.rule == "top_k"
+
+    def checkpoint_folder(self, model: str, method: str, seed: int | str) -> Path:
+        """The run folder whose model is evaluated as `method`."""
+        return self.layout.checkpoint(model, method, self._composed(model, method).method.kind, seed)
+
+    def records(self) -> list[Path]:
+        """What the tables are computed from: the records of every run, the probe of every aligned model."""
+        grid, layout = self.study, self.layout
+        runs = [(m, d, s) for m in grid.models for d in grid.methods for s in grid.seeds]
+        probes = [layout.probe(m, s) / "sensitivity.parquet" for m in grid.models for s in grid.seeds]
+        return [layout.evaluate(*run) / "records.parquet" for run in runs] + probes
+
+    def tables(self) -> list[Path]:
+        tables = [self.layout.tables / f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")]
+        return tables + [self.layout.figures / f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")]
+
+    def targets(self) -> list[Path]:
+        """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its
+        metrics, and a table that is older than the failure can no longer pass for current."""
+        grid, layout = self.study, self.layout
+        made = [layout.data, layout.tables]
+        for model in grid.models:
+            made += [layout.pretrain(model)] * self.pretrained(model)
+            for seed in grid.seeds:
+                made += [layout.align(model, seed), layout.probe(model, seed)]
+                for method in grid.methods:
+                    made += [self.checkpoint_folder(model, method, seed), layout.evaluate(model, method, seed)]
+        return self.tables() + [folder / "metrics.json" for folder in dict.fromkeys(made)]
+
+    @cache  # noqa: B019 - one instance lives as long as the workflow
+    def _composed(self, model: str | None = None, method: str | None = None) -> DictConfig:
+        chosen = [f"model={model}"] * bool(model) + [f"method={method}"] * bool(method)
+        return composed([*self.overrides, *chosen])

@@ -1,0 +1,25 @@
+def base(wildcards):
+    made = flow.layout.pretrain(wildcards.model) / "metrics.json"
+    return made if flow.pretrained(wildcards.model) else []
+
+
+rule align:
+    input:
+        flow.layout.data / "metrics.json",
+        base,
+        "src/holdfast/align.py",
+    output:
+        metrics=flow.layout.align("{model}", "{seed}") / "metrics.json",
+    log:
+        flow.layout.align("{model}", "{seed}") / "log.txt",
+    conda:
+        "../../environment.yml"
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("align", w.model),
+    message:
+        "align {wildcards.model} seed {wildcards.seed}"
+    shell:
+        "python -m holdfast.align {flow.arguments} model={wildcards.model} seed={wildcards.seed} "
+        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,16 @@
+rule data:
+    input:
+        "src/holdfast/data.py",
+    output:
+        prompts=f"{flow.layout.data}/prompts.parquet",
+        metrics=f"{flow.layout.data}/metrics.json",
+    log:
+        f"{flow.layout.data}/log.txt",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=flow.settings("data"),
+    message:
+        "data {flow.study.name}"
+    shell:
+        "python -m holdfast.data {flow.arguments} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,20 @@
+rule pretrain:
+    input:
+        flow.layout.data / "metrics.json",
+        "src/holdfast/pretrain.py",
+    output:
+        metrics=flow.layout.pretrain("{model}") / "metrics.json",
+    log:
+        flow.layout.pretrain("{model}") / "log.txt",
+    conda:
+        "../../environment.yml"
+    threads: flow.cfg.pretrain.threads
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("pretrain", w.model),
+    message:
+        "pretrain {wildcards.model}"
+    shell:
+        "python -m holdfast.pretrain {flow.arguments} model={wildcards.model} "
+        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,17 @@
+rule tables:
+    input:
+        flow.records(),
+        "src/holdfast/tables.py",
+    output:
+        flow.tables(),
+        metrics=flow.layout.tables / "metrics.json",
+    log:
+        flow.layout.tables / "log.txt",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=flow.settings("tables"),
+    message:
+        "tables {flow.study.name}"
+    shell:
+        "python -m holdfast.tables {flow.arguments} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
