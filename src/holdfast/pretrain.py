@@ -46,14 +46,17 @@ def run(run: Run) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
     rng, losses = random.Random(run.seed), []
     for step in run.progress(range(settings.steps)):
-        batch = sequences(rng.choices(pairs, k=settings.batch_size), tokenizer.pad_token_id, model.device)
-        loss = -token_logprobs(model, batch)[0].sum() / batch.response[:, 1:].sum()
+        drawn = sorted(rng.choices(pairs, k=settings.batch_size), key=lambda pair: len(pair[0]) + len(pair[1]))
+        tokens, loss = sum(len(response) for _, response in drawn), 0.0
         optimizer.zero_grad()
-        loss.backward()
+        for half in (drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]):  # short and long rows: less padding
+            part = -token_logprobs(model, sequences(half, tokenizer.pad_token_id, model.device))[0].sum() / tokens
+            part.backward()
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(loss)
         if losses[-1] != losses[-1]:
             raise UserError(f"pretrain: the loss is NaN at step {step}; lower pretrain.lr={settings.lr}")
         run.tracker.log({"loss": losses[-1], "lr": float(schedule.get_last_lr()[0])})

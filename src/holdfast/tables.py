@@ -15,7 +15,7 @@ def run(run: Run) -> None:
     import pandas as pd
 
     from holdfast.metrics.rates import by_seed, headline_points
-    from holdfast.reporting import dose_response, main_table, render
+    from holdfast.reporting import dose_response, main_table, render, terminal
     from holdfast.reporting.figures import dose_response_figure, save, sensitivity_figure
 
     study, settings = run.cfg.study, run.cfg.tables
@@ -28,6 +28,7 @@ def run(run: Run) -> None:
         for suffix, text in table.texts().items():
             write_text(run.out / f"{name}.{suffix}", text)
         run.tracker.table(name, table.frame)
+    write_text(run.out / "main.txt", terminal(made["main"].frame, setting))
     probes = [(model, seed) for model in study.models for seed in study.seeds]
     rises = pd.concat(
         pd.read_parquet(run.layout.probe(model, seed) / "sensitivity.parquet").assign(model=model, seed=seed)

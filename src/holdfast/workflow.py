@@ -62,6 +62,7 @@ class Workflow:
 
     def tables(self) -> list[Path]:
         tables = [self.layout.tables / f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")]
+        tables.append(self.layout.tables / "main.txt")
         return tables + [self.layout.figures / f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")]
 
     def targets(self) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
 from holdfast.metrics.intervals import Estimate, mean_t, rate
 from holdfast.metrics.rates import POINT, area
@@ -118,6 +119,22 @@ def main_table(metrics: pd.DataFrame, headline: dict[str, dict[str, Any] | None]
         "Over-refusal and utility are those of the clean model. " + setting.caption()
     )
     return Table(pd.DataFrame(rows), table, caption, "tab:main")
+
+
+def terminal(main: pd.DataFrame, setting: Setting) -> str:
+    """T1 with a column a method, narrow enough for a terminal; `main` is its tidy frame."""
+    shown = main.copy()
+    plainly = (shown["metric"] == "utility") & (setting.utility == "perplexity")
+    shown["value"] = [
+        (plain if is_plain else percent)(Estimate(*row))
+        for is_plain, row in zip(plainly, shown[["estimate", "low", "high"]].to_numpy(), strict=True)
+    ]
+    names = {"asr_matched": "matched ASR", "asr": "raw ASR", "over_refusal": "over-refusal", "utility": setting.utility}
+    shown["metric"] = shown["metric"].map(names)
+    rows = shown[["model", "metric", "column"]].drop_duplicates()
+    wide = shown.pivot(index=["model", "metric", "column"], columns="method", values="value")
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=setting.methods).reset_index()
+    return tabulate(wide.astype(str), headers="keys", showindex=False, disable_numparse=True) + "\n"
 
 
 def _families(

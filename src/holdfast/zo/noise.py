@@ -6,6 +6,9 @@ arithmetic. No generator has a state, and torch's global one is never touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,12 +35,33 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (upper + (lower >> 16)) >> 16, (lower + ((upper & 0xFFFF) << 16)) & WORD
 
 
+def sign_words(
+    counts: Sequence[int], tensors: Sequence[int], *, seed: int, step: int, query: int, device: torch.device
+) -> list[Tensor]:
+    """The sign bits of several tensors in one pass: for each its 32-bit words, int32, shape (4⌈count/128⌉,)."""
+    blocks = [(count + 127) // 128 for count in counts]
+    block = torch.cat([torch.arange(n, device=device) for n in blocks])
+    tensor = torch.repeat_interleave(torch.tensor(tensors, device=device), torch.tensor(blocks, device=device))
+    same = torch.zeros_like(block)
+    words = philox((block, same + query, tensor, same + step), (seed & WORD, seed >> 32 & WORD))
+    stream = torch.stack(words, dim=1).to(torch.int32)  # (blocks, 4); the conversion keeps the low 32 bits
+    return [part.reshape(-1) for part in stream.split(blocks)]
+
+
+def signs(words: Tensor, count: int) -> Tensor:
+    """float32 ±1, shape (count,): element k is bit k mod 32 of word ⌊k/32⌋, 0 for +1."""
+    octets = words.view(torch.uint8).to(torch.int32)  # little-endian: the low octet first
+    return _table(words.device).index_select(0, octets).reshape(-1)[:count]
+
+
+@cache
+def _table(device: torch.device) -> Tensor:
+    """(256, 8): the signs of the eight bits of every octet."""
+    octets = torch.arange(256, device=device)[:, None]
+    return (1 - 2 * (octets >> torch.arange(8, device=device) & 1)).to(torch.float32)
+
+
 def rademacher(count: int, *, seed: int, step: int, query: int, tensor: int, device: torch.device) -> Tensor:
-    """Signs of shape (count,), float32 ±1. Element k is bit k mod 32 of word ⌊k/32⌋ of the stream that the
-    four integers (32 bits each) name."""
-    blocks = torch.arange((count + 127) // 128, dtype=torch.int64, device=device)
-    same = torch.zeros_like(blocks)
-    words = philox((blocks, same + query, same + tensor, same + step), (seed & WORD, seed >> 32 & WORD))
-    stream = torch.stack(words, dim=1).reshape(-1, 1)  # (words, 1)
-    bits = (stream >> torch.arange(32, device=device)) & 1  # (words, 32)
-    return (1 - 2 * bits.reshape(-1)[:count]).to(torch.float32)
+    """Signs of shape (count,), float32 ±1; the four integers (32 bits each, the seed 64) name the stream."""
+    (words,) = sign_words([count], [tensor], seed=seed, step=step, query=query, device=device)
+    return signs(words, count)

@@ -1,0 +1,158 @@
+"""The real DAG at study=smoke: it runs, re-runs what it should, and survives a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMOKE = ("--config", "study=smoke")
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def planned(folder: Path, *config: str) -> set[str]:
+    """The rules that a dry run would execute, the target aside."""
+    ended = snakemake(folder, "-n", "--config", "study=smoke", *config)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    lines = (ended.stdout + ended.stderr).splitlines()
+    table = [line.split() for line in lines]
+    names = {"data", "pretrain", "align", "probe", "refine", "evaluate", "tables"}
+    return {row[0] for row in table if len(row) == 2 and row[0] in names and row[1].isdigit()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    tables = folder / "results" / "tables" / "smoke"
+    found = [p for p in tables.iterdir() if p.suffix in (".csv", ".md", ".tex", ".txt")]
+    found += list((folder / "results" / "smoke" / "figures").iterdir())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A copy of the repository in which the smoke study has been run once."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("Snakefile", "workflow", "profiles", "conf", "src", "environment.yml", "pyproject.toml"):
+        source = REPOSITORY / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    # The copy's own package and conf/, so that a test may edit them.
+    os.environ["PYTHONPATH"] = str(folder / "src")
+    ended = snakemake(folder, "results/tables", *SMOKE)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    yield folder
+    del os.environ["PYTHONPATH"]
+
+
+def test_tables_and_figures_are_there(ran):
+    tables, figures = ran / "results" / "tables" / "smoke", ran / "results" / "smoke" / "figures"
+    for name in ("main", "dose_response"):
+        assert "aligned" in (tables / f"{name}.md").read_text()
+        assert r"\toprule" in (tables / f"{name}.tex").read_text()
+        assert len(pd.read_csv(tables / f"{name}.csv")) > 2
+    for name in ("dose_response", "sensitivity"):
+        assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    curve = pd.read_csv(tables / "dose_response.csv")
+    assert set(curve["perturbation"]) == {"none", "weight_noise", "activation_noise", "int8", "nf4", "rtn"}
+    assert (curve["asr_low"] <= curve["asr"]).all()
+    assert (curve["asr"] <= curve["asr_high"]).all()
+
+
+def test_records_hold_one_row_per_prompt_and_point(ran):
+    records = pd.read_parquet(ran / "results/smoke/tiny/evaluate/zo_selective/s0/records.parquet")
+    assert not records.duplicated(["id", "perturbation", "level", "draw"]).any()
+    test = records[records["split"] == "test"]
+    assert set(test["verdict"]) <= {"refused", "complied", "incoherent"}
+    assert records["margin"].notna().all()
+    assert test.loc[test["label"] == "benign", "utility"].notna().all()
+
+
+def test_every_stage_left_a_readable_wandb_run(ran):
+    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    stages = {}
+    for path in (ran / "wandb").glob("offline-run-*/run-*.wandb"):
+        store, kinds, run = DataStore(), set(), None
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = pb.Record()
+            record.ParseFromString(data)
+            kinds.add(record.WhichOneof("record_type"))
+            if record.HasField("run") and run is None:
+                run = record.run
+        stages[run.job_type] = (run, kinds)
+    assert set(stages) == {"data", "pretrain", "align", "probe", "refine", "evaluate", "tables"}
+    run, kinds = stages["refine"]
+    assert run.run_group == "smoke/tiny"
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["refine.steps"] == 2
+    assert {"history", "summary"} <= kinds
+
+
+def test_nothing_to_be_done_twice_and_with_a_slash(ran):
+    for target in ("results/tables", "results/tables/"):
+        ended = snakemake(ran, target, *SMOKE)
+        assert "Nothing to be done" in ended.stdout + ended.stderr
+
+
+def test_a_changed_value_reruns_what_depends_on_it(ran):
+    assert planned(ran) == set()
+    assert planned(ran, "set=refine.steps=3") == {"refine", "evaluate", "tables"}
+    assert planned(ran, "set=judge.max_repeats=5") == {"evaluate", "tables"}
+    assert planned(ran, "set=tables.over_refusal=0.1") == {"tables"}
+    assert planned(ran, "set=tracking=disabled") == set()
+    assert planned(ran, "set=align.steps=7") == {"align", "probe", "refine", "evaluate", "tables"}
+
+
+def test_whitespace_and_comments_rerun_nothing(ran):
+    for path in ((ran / "conf").rglob("*.yaml")):
+        path.write_text("# a remark\n" + path.read_text().replace("# @package _global_", "# @package _global_") + "\n\n")
+    first = ran / "conf" / "study" / "smoke.yaml"
+    assert first.read_text().startswith("# a remark")
+    # Hydra reads the package from the header's first lines; a remark above it must not move the section.
+    assert planned(ran) == set()
+
+
+def test_one_deleted_table_is_rebuilt_alone(ran):
+    before = digests(ran)
+    (ran / "results/tables/smoke/main.csv").unlink()
+    assert planned(ran) == {"tables"}
+    assert snakemake(ran, "results/tables", *SMOKE).returncode == 0
+    assert digests(ran) == before
+
+
+def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
+    before = digests(ran)
+    (ran / "results/smoke/tiny/refine/zo_selective/s0/metrics.json").unlink()
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
+    with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        pattern = f"python -m holdfast.refine study=smoke.*{'zo_selective'}"
+        for _ in range(200):
+            found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+            mine = [p for p in map(int, found) if Path(f"/proc/{p}/cwd").resolve() == ran.resolve()]
+            if mine:
+                break
+            time.sleep(0.05)
+        time.sleep(2)
+        for process in mine:
+            if "bash" not in Path(f"/proc/{process}/comm").read_text():
+                os.kill(process, signal.SIGKILL)
+        assert first.wait(120) != 0
+    assert not (ran / "results/smoke/tiny/refine/zo_selective/s0/metrics.json").exists()
+    assert snakemake(ran, "results/tables", *SMOKE).returncode == 0
+    assert digests(ran) == before
