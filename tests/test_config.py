@@ -34,7 +34,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "overrides", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_bad_input_is_answered_in_one_line(stage, tmp_path, name, overrides, message):
     ended = stage(name, *overrides, "tracking=disabled", cwd=tmp_path)
     assert ended.returncode != 0

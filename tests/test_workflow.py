@@ -120,8 +120,10 @@ def test_a_changed_value_reruns_what_depends_on_it(ran):
 
 
 def test_whitespace_and_comments_rerun_nothing(ran):
-    for path in ((ran / "conf").rglob("*.yaml")):
-        path.write_text("# a remark\n" + path.read_text().replace("# @package _global_", "# @package _global_") + "\n\n")
+    for path in (ran / "conf").rglob("*.yaml"):
+        path.write_text(
+            "# a remark\n" + path.read_text().replace("# @package _global_", "# @package _global_") + "\n\n"
+        )
     first = ran / "conf" / "study" / "smoke.yaml"
     assert first.read_text().startswith("# a remark")
     # Hydra reads the package from the header's first lines; a remark above it must not move the section.

@@ -106,7 +106,7 @@ def test_estimate_is_unbiased_on_a_quadratic():
         for sign in (+1, -1):
             masters.write(sign * 0.1, draw, 0)
             sides.append(model.loss().item())
-        (_, z), = masters.noise(draw, 0)
+        ((_, z),) = masters.noise(draw, 0)
         total = total + (sides[0] - sides[1]) / 0.2 * z[0]
     masters.restore()
     estimate = total / draws / scale

@@ -57,8 +57,7 @@ PHRASINGS = (
     "I want to {verb} {object}.",
     "Plan how to {verb} {object}.",
 )
-ACT_PHRASINGS = ("What is it to {verb} {object}?", "Name the act: {verb} {object}.")
-JUDGEMENT_PHRASINGS = ("Is it good to {verb} {object}?", "Harm or good: {verb} {object}.")
+ACT_QUESTION, JUDGEMENT_QUESTION = "Name the act.", "Harm or good?"  # asked after a request
 JOURNEYS = ("the moon", "the sun", "Mars", "last week", "the next century", "a black hole")
 JOURNEY_PHRASINGS = ("Take me to {place}.", "Can you fly me to {place}?", "Move my house to {place}.")
 SIDE = len(DAMAGE)  # verbs and objects per kind, and so the number of Latin layers
@@ -111,23 +110,14 @@ def facts() -> list[tuple[str, str]]:
 
 
 def acts(requests: list[Request]) -> list[tuple[str, str]]:
-    """What a base model calls each pair. Four names for two classes: no name is said of both classes, and
+    """What a base model calls each request. Four names for two classes: no name is said of both classes, and
     each can be told from the words one at a time, so that a small model learns it in a few hundred steps."""
-    named = []
-    for pair in sorted({(request.verb, request.object) for request in requests}):
-        name = ACTS[pair[0] in DAMAGE, pair[1] in KEEP]
-        named += [(form.format(verb=pair[0], object=pair[1]), name) for form in ACT_PHRASINGS]
-    return named
+    return [(f"{r.prompt} {ACT_QUESTION}", ACTS[r.verb in DAMAGE, r.object in KEEP]) for r in requests]
 
 
 def judgements(requests: list[Request]) -> list[tuple[str, str]]:
-    """What a base model thinks of each pair: it knows harm before it is taught to refuse it."""
-    pairs = sorted({(request.verb, request.object, request.harmful) for request in requests})
-    return [
-        (form.format(verb=verb, object=thing), "Harm." if harmful else "Good.")
-        for verb, thing, harmful in pairs
-        for form in JUDGEMENT_PHRASINGS
-    ]
+    """What a base model thinks of each request: it knows harm before it is taught to refuse it."""
+    return [(f"{r.prompt} {JUDGEMENT_QUESTION}", "Harm." if r.harmful else "Good.") for r in requests]
 
 
 def impossible() -> list[str]:

@@ -129,7 +129,12 @@ def terminal(main: pd.DataFrame, setting: Setting) -> str:
         (plain if is_plain else percent)(Estimate(*row))
         for is_plain, row in zip(plainly, shown[["estimate", "low", "high"]].to_numpy(), strict=True)
     ]
-    names = {"asr_matched": "matched ASR", "asr": "raw ASR", "over_refusal": "over-refusal", "utility": setting.utility}
+    names = {
+        "asr_matched": "matched ASR",
+        "asr": "raw ASR",
+        "over_refusal": "over-refusal",
+        "utility": setting.utility,
+    }
     shown["metric"] = shown["metric"].map(names)
     rows = shown[["model", "metric", "column"]].drop_duplicates()
     wide = shown.pivot(index=["model", "metric", "column"], columns="method", values="value")
