@@ -14,6 +14,8 @@ rule:
     default_target: True
     input:
         flow.targets(),
+    message:
+        "tables and figures of {flow.study.name}"
 
 
 rule:
@@ -21,6 +23,8 @@ rule:
         "results/tables/"
     input:
         flow.targets(),
+    message:
+        "tables and figures of {flow.study.name}"
 
 
 include: "workflow/rules/data.smk"

@@ -94,7 +94,7 @@ def test_adding_rows_moves_no_prompt_to_another_split(folder):
     [
         (lambda f: None, {"file": "absent.csv"}, "no file .*absent.csv"),
         (lambda f: None, {"columns": {"prompt": "goal"}}, "columns.prompt=goal: no such column; the file has prompt"),
-        (lambda f: write(f / "harmful.csv", [*HARMFUL, " "]), {}, "row 61 has an empty prompt"),
+        (lambda f: write(f / "harmful.csv", [*HARMFUL, " "], n=range(61)), {}, "row 61 has an empty prompt"),
         (lambda f: write(f / "harmful.csv", []), {}, "holds no rows"),
         (lambda f: (f / "harmful.csv").write_bytes(b"prompt\ncaf\xe9\n"), {}, "not UTF-8"),
         (lambda f: (f / "x.json").write_text("{"), {"file": "x.json"}, "not readable as json"),

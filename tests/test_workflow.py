@@ -82,8 +82,8 @@ def test_records_hold_one_row_per_prompt_and_point(ran):
 
 
 def test_every_stage_left_a_readable_wandb_run(ran):
-    from wandb.sdk.internal.datastore import DataStore
     from wandb.proto import wandb_internal_pb2 as pb
+    from wandb.sdk.internal.datastore import DataStore
 
     stages = {}
     for path in (ran / "wandb").glob("offline-run-*/run-*.wandb"):
@@ -121,12 +121,7 @@ def test_a_changed_value_reruns_what_depends_on_it(ran):
 
 def test_whitespace_and_comments_rerun_nothing(ran):
     for path in (ran / "conf").rglob("*.yaml"):
-        path.write_text(
-            "# a remark\n" + path.read_text().replace("# @package _global_", "# @package _global_") + "\n\n"
-        )
-    first = ran / "conf" / "study" / "smoke.yaml"
-    assert first.read_text().startswith("# a remark")
-    # Hydra reads the package from the header's first lines; a remark above it must not move the section.
+        path.write_text("# a remark\n" + path.read_text() + "\n\n")
     assert planned(ran) == set()
 
 
@@ -143,7 +138,8 @@ def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     (ran / "results/smoke/tiny/refine/zo_selective/s0/metrics.json").unlink()
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
     with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        pattern = f"python -m holdfast.refine study=smoke.*{'zo_selective'}"
+        pattern = "python -m holdfast.refine study=smoke"
+        mine: list[int] = []
         for _ in range(200):
             found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
             mine = [p for p in map(int, found) if Path(f"/proc/{p}/cwd").resolve() == ran.resolve()]

@@ -31,7 +31,7 @@ def composed(overrides: list[str]) -> DictConfig:
     except OverrideParseException as error:
         raise UserError(f"{error.override}: not of the form key=value ({_first_line(error)})") from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, overrides)) from None
+        raise UserError(_explain(error)) from None
     check(cfg)
     return cfg
 
@@ -48,19 +48,19 @@ def sweep(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
-def _explain(error: Exception, overrides: list[str]) -> str:
+def _explain(error: Exception) -> str:
     text = str(error)
-    group = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)
     if group:
         return f"{group[1]}={group[2]}: no such choice; {_choices(group[2], _options(group[1]))}"
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    merged = re.search(r"Error merging override (\S+)", text)
+    if isinstance(cause, ValidationError):
+        return f"{merged[1] if merged else getattr(cause, 'full_key', '')}: {_first_line(cause)}"
     override = re.search(r"Could not override '([^']+)'", text)
     key = override[1] if override else getattr(error, "full_key", None) or ""
-    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
-    if isinstance(cause, ValidationError):
-        given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
-        return f"{given}: {_first_line(cause)}"
     if key:
-        return f"{key}: no such key; {_choices(key.rsplit('.', 1)[-1], _siblings(key))}"
+        return f"{key}: no such key; {_choices(*_mistyped(key))}"
     return _first_line(error)
 
 
@@ -74,14 +74,14 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
 
 
-def _siblings(key: str) -> list[str]:
-    """The keys that exist beside a mistyped one, in the deepest section that does exist."""
+def _mistyped(key: str) -> tuple[str, list[str]]:
+    """The first part of a dotted key that does not exist, and the keys that exist in its place."""
     node = _default()
-    for part in key.split(".")[:-1]:
+    for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node:
             break
         node = node[part]
-    return sorted(map(str, node))
+    return part, sorted(map(str, node)) if isinstance(node, DictConfig) else []
 
 
 @cache

@@ -111,8 +111,8 @@ def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: 
     try:
         if not informational:
             jobs = sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            for job in jobs:
-                _require(inputs(composed([o for o in job if not o.startswith("hydra.")])))
+            for cfg in [composed([o for o in job if not o.startswith("hydra")]) for job in jobs]:
+                _require(inputs(cfg))
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
             lambda cfg: _execute(stage, run, cfg)
         )()
@@ -148,6 +148,10 @@ def _execute(stage: str, run: Callable[[Run], None], cfg: DictConfig) -> None:
         run(Run(stage, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
     except UserError as error:
         tracker.fail()
+        for folder in (out, *out.parents):  # Hydra made them; a stage that failed leaves nothing behind
+            if not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir()):
+                break
+            folder.rmdir()
         sys.exit(f"holdfast.{stage}: {error}")
 
 

@@ -15,6 +15,14 @@ from holdfast.datasets.rows import EVALUATION, Openings, row
 from holdfast.datasets.world import impossible
 from holdfast.errors import UserError
 
+NEEDED = (
+    ("train", "harmful"),
+    ("train", "benign"),
+    ("tune", "harmful"),
+    ("threshold", "benign"),
+    ("test", "harmful"),
+    ("test", "benign"),
+)
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
     ".json": lambda path: pd.read_json(path, dtype=False),
@@ -36,12 +44,10 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[list[dict[str, str]
     for found in sorted(rows, key=lambda r: rank[r["split"]]):
         kept.setdefault(re.sub(r"\W+", " ", found["prompt"].casefold()).strip(), found)
     unique = list(kept.values())
-    for label in ("harmful", "benign"):
-        for split in ("train", *EVALUATION):
-            if not any(r["split"] == split and r["label"] == label for r in unique):
-                raise UserError(
-                    f"data.sources: no {label} prompt is left for the split {split}; add a source or a share"
-                )
+    present = {(r["split"], r["label"]) for r in unique}
+    for split, label in NEEDED:
+        if (split, label) not in present:
+            raise UserError(f"data.sources: no {label} prompt is left for the split {split}; add a source or a share")
     corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
     return corpus + unique, {"duplicates_dropped": len(rows) - len(unique)}
 
