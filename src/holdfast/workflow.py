@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ class Workflow:
     """One study, as composed from `--config study=<name> set="<overrides>"`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
+        # A stage runs with the Python that runs Snakemake, whether or not its environment is activated.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self.overrides = [f"study={config.get('study', 'tiny')}", *shlex.split(config.get("set", ""))]
         self.cfg = self._composed()
         self.study = self.cfg.study

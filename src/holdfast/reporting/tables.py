@@ -139,7 +139,8 @@ def terminal(main: pd.DataFrame, setting: Setting) -> str:
     rows = shown[["model", "metric", "column"]].drop_duplicates()
     wide = shown.pivot(index=["model", "metric", "column"], columns="method", values="value")
     wide = wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=setting.methods).reset_index()
-    return tabulate(wide.astype(str), headers="keys", showindex=False, disable_numparse=True) + "\n"
+    cells = wide.astype(str).to_numpy().tolist()
+    return tabulate(cells, headers=list(map(str, wide.columns)), disable_numparse=True) + "\n"
 
 
 def _families(
