@@ -164,6 +164,7 @@ class PerturbConfig:
     levels: list[float] = MISSING
     family: str = MISSING  # the column of the main table that this perturbation counts towards
     draws: int = ranged(least=1)
+    generate: list[float] | None = None  # levels at which responses are generated; null: at all, []: at none
     group_size: int = field(default=128, metadata={"least": 1})
 
 
@@ -234,6 +235,8 @@ def check(cfg: DictConfig) -> None:
     _check_node(cfg, Config, "")
     for name, perturb in cfg.perturb.items():
         _check_node(perturb, PerturbConfig, f"perturb.{name}.")
+        if extra := set(perturb.generate or []) - set(perturb.levels):
+            raise UserError(f"perturb.{name}.generate: {sorted(extra)} not among levels={list(perturb.levels)}")
         if not perturb.levels or min(perturb.levels) < 0:
             raise UserError(f"perturb.{name}.levels={list(perturb.levels)}: give at least one level, none below 0")
     for name, source in cfg.data.sources.items():
@@ -264,7 +267,7 @@ def _section_type(spec: Field[Any]) -> Any:
 
 
 def _check_value(key: str, value: Any, limits: Any) -> None:
-    if isinstance(value, ListConfig) and len(value) == 0:
+    if isinstance(value, ListConfig) and len(value) == 0 and not key.endswith(".generate"):
         raise UserError(f"{key}: the list is empty; give at least one")
     options = limits.get("options")
     if options and value not in options:

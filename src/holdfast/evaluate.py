@@ -31,10 +31,10 @@ def run(run: Run) -> None:
         ignore_index=True,
     )
     scorer = Scorer(tokenizer, prompts, run.cfg)
-    frames = [scorer.outcomes(model).assign(perturbation="none", family="clean", level=0.0, draw=0)]
+    frames = [scorer.outcomes(model, generate=True).assign(perturbation="none", family="clean", level=0.0, draw=0)]
     for point in run.progress(grid(run.cfg.perturb), "point"):
         with perturbed(model, point, run.seed) as perturbed_model:
-            found = scorer.outcomes(perturbed_model)
+            found = scorer.outcomes(perturbed_model, point.generate)
         frames.append(found.assign(perturbation=point.name, family=point.family, level=point.level, draw=point.draw))
     records = scorer.judged(pd.concat(frames, ignore_index=True), model)
     records.insert(0, "model", model_name)
@@ -65,8 +65,8 @@ class Scorer:
         size = self.cfg.evaluate.batch_size
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def outcomes(self, model: Any) -> Any:
-        """One row per prompt: margin for all, response for test prompts, utility for benign test prompts."""
+    def outcomes(self, model: Any, generate: bool) -> Any:
+        """One row per prompt: margin for all, utility for benign test prompts, response for test prompts."""
         import torch
 
         from holdfast.metrics.scoring import refusal_margin
@@ -79,9 +79,10 @@ class Scorer:
         ]
         found["margin"] = torch.cat(margins).cpu().numpy()
         found["response"] = None
-        found.loc[self.generated, "response"] = [
-            text for rows in self.batches(self.generated) for text in self.generate(model, rows)
-        ]
+        if generate:
+            found.loc[self.generated, "response"] = [
+                text for rows in self.batches(self.generated) for text in self.generate(model, rows)
+            ]
         found["utility"] = float("nan")
         found.loc[self.useful, "utility"] = [
             u for rows in self.batches(self.useful) for u in self.utility(model, rows)

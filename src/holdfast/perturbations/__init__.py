@@ -23,12 +23,21 @@ class Point:
     level: float
     draw: int
     group_size: int
+    generate: bool = True  # responses too, or margins and utility alone
 
 
 def grid(perturb: Any) -> list[Point]:
     """Every (perturbation, level, draw) of the configuration, in its order."""
     return [
-        Point(name, p.family, p.kind, float(level), draw, p.group_size)
+        Point(
+            name,
+            p.family,
+            p.kind,
+            float(level),
+            draw,
+            p.group_size,
+            generate=p.generate is None or level in p.generate,
+        )
         for name, p in perturb.items()
         for level in p.levels
         for draw in range(p.draws)

@@ -21,6 +21,9 @@ RATES = {  # metric -> which prompts its interval counts
 }
 
 
+NAMES = {"asr_matched": "ASR at matched over-refusal (%) ↓", "asr": "raw ASR (%) ↓"}
+
+
 def estimate(metrics: pd.DataFrame, metric: str, setting: Setting) -> Estimate:
     """One metric over the seeds of one (model, method, point)."""
     values = metrics.sort_values("seed")[metric].to_numpy()
@@ -39,7 +42,7 @@ def _over_seeds(values: np.ndarray, metric: str, setting: Setting) -> Estimate:
 
 
 def dose_response(metrics: pd.DataFrame, setting: Setting) -> Table:
-    """T2: every metric at every point; the Markdown and LaTeX show raw ASR against level, and its area."""
+    """T2: every metric at every point; the Markdown and LaTeX show ASR against level, and its area."""
     rows = []
     for keys, found in metrics.groupby(["model", "method", *POINT], sort=False):
         row: dict[str, Any] = dict(zip(["model", "method", *POINT], keys, strict=True))
@@ -49,8 +52,8 @@ def dose_response(metrics: pd.DataFrame, setting: Setting) -> Table:
         rows.append(row | {"seeds": len(found), "harmful": setting.harmful, "benign": setting.benign})
     frame = pd.DataFrame(rows)
     caption = (
-        "Dose and response: raw ASR in % (judged by rules; incoherent responses are no success) at each level, "
-        "and the mean over the range of levels (area). Levels of noise are relative to the rms of a matrix or of a "
+        "Dose and response: ASR in % at each level (raw: judged by rules, incoherent responses are no success), "
+        "and the mean over the range of levels (area); – where only margins were scored. Levels of noise are relative to the rms of a matrix or of a "
         "token, those of quantization are bits. Every other metric is in the CSV. " + setting.caption()
     )
     return Table(frame, _dose_shown(metrics, setting), caption, "tab:dose-response")
@@ -58,37 +61,33 @@ def dose_response(metrics: pd.DataFrame, setting: Setting) -> Table:
 
 def _dose_shown(metrics: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     rows = []
-    for (model, perturbation), found in metrics.groupby(["model", "perturbation"], sort=False):
-        for level, at_level in [*found.groupby("level", sort=False), ("area", found)]:
-            row = {"model": model, "perturbation": perturbation, "level": level if level == "area" else f"{level:g}"}
-            for method in setting.methods:
-                mine = at_level[at_level["method"] == method]
-                if level == "area":
-                    curves = _with_clean(metrics, mine, str(model), method)
-                    if curves is None:
-                        break
-                    row[method] = percent(_over_seeds(curves, "asr", setting))
-                else:
-                    row[method] = percent(estimate(mine, "asr", setting))
-            else:
-                rows.append(row)
+    for metric, name in NAMES.items():
+        for (model, perturbation), found in metrics.groupby(["model", "perturbation"], sort=False):
+            head = {"metric": name, "model": model, "perturbation": perturbation}
+            for level, at_level in found.groupby("level", sort=False):
+                cells = {
+                    m: percent(estimate(at_level[at_level["method"] == m], metric, setting)) for m in setting.methods
+                }
+                rows.append(head | {"level": f"{level:g}"} | cells)
+            if str(perturbation).endswith("noise"):
+                curves = {m: _with_clean(metrics, str(model), m, str(perturbation), metric) for m in setting.methods}
+                cells = {m: percent(_over_seeds(curve, metric, setting)) for m, curve in curves.items()}
+                rows.append(head | {"level": "area"} | cells)
     return pd.DataFrame(rows)
 
 
-def _with_clean(metrics: pd.DataFrame, mine: pd.DataFrame, model: str, method: str) -> np.ndarray | None:
-    """Area under ASR against noise level from the clean model on, per seed; None where level is no dose."""
-    if not mine["family"].iloc[0].endswith("noise"):
-        return None
-    clean = metrics[(metrics["model"] == model) & (metrics["method"] == method) & (metrics["family"] == "clean")]
-    curves = pd.concat([clean, mine]).sort_values(["seed", "level"]).groupby("seed")
-    return np.array([area(c["level"].to_numpy(), c["asr"].to_numpy()) for _, c in curves])
+def _with_clean(metrics: pd.DataFrame, model: str, method: str, perturbation: str, metric: str) -> np.ndarray:
+    """Area under a metric against the noise level, from the clean model on, per seed; NaN if a level lacks it."""
+    mine = metrics[(metrics["model"] == model) & (metrics["method"] == method)]
+    curves = mine[(mine["perturbation"] == perturbation) | (mine["family"] == "clean")].sort_values(["seed", "level"])
+    return np.array([area(c["level"].to_numpy(), c[metric].to_numpy()) for _, c in curves.groupby("seed")])
 
 
 def main_table(metrics: pd.DataFrame, headline: dict[str, dict[str, Any] | None], setting: Setting) -> Table:
     """T1: primary metric and raw ASR, clean and at each family's headline level, with what they cost."""
     rows, shown = [], []
     for (model, method), found in metrics.groupby(["model", "method"], sort=False):
-        for metric, name in (("asr_matched", "ASR at matched over-refusal"), ("asr", "raw ASR")):
+        for metric, name in NAMES.items():
             columns = _families(found, headline, metric, setting)
             rows += [
                 {"model": model, "method": method, "metric": metric, "column": column}
@@ -96,7 +95,7 @@ def main_table(metrics: pd.DataFrame, headline: dict[str, dict[str, Any] | None]
                 for column, e in columns.items()
             ]
             shown.append(
-                {"metric": f"{name} (%) ↓", "model": model, "method": method}
+                {"metric": name, "model": model, "method": method}
                 | {column: percent(e) for column, e in columns.items()}
             )
         clean = found[found["family"] == "clean"]
