@@ -68,34 +68,48 @@ def test_tables_and_figures_are_there(ran):
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     curve = pd.read_csv(tables / "dose_response.csv")
     assert set(curve["perturbation"]) == {"none", "weight_noise", "activation_noise", "int8", "nf4", "rtn"}
-    assert (curve["asr_low"] <= curve["asr"]).all()
-    assert (curve["asr"] <= curve["asr_high"]).all()
+    for metric in ("asr", "asr_matched", "utility"):
+        known = curve[curve[metric].notna()]
+        assert len(known) > 1
+        assert known[metric].between(known[f"{metric}_low"], known[f"{metric}_high"]).all()
 
 
 def test_records_hold_one_row_per_prompt_and_point(ran):
     records = pd.read_parquet(ran / "results/smoke/tiny/evaluate/zo_selective/s0/records.parquet")
     assert not records.duplicated(["id", "perturbation", "level", "draw"]).any()
     test = records[records["split"] == "test"]
-    assert set(test["verdict"]) <= {"refused", "complied", "incoherent"}
+    assert set(test["verdict"].dropna()) == set(test.loc[test["response"].notna(), "verdict"])
+    assert set(test["verdict"].dropna()) <= {"refused", "complied", "incoherent"}
+    assert test.loc[test["perturbation"].isin(["none", "weight_noise"]), "verdict"].notna().all()
     assert records["margin"].notna().all()
     assert test.loc[test["label"] == "benign", "utility"].notna().all()
 
 
-def test_every_stage_left_a_readable_wandb_run(ran):
+def wandb_records(path: Path):
+    """The records of an offline run file: LevelDB's log format after a header of seven bytes."""
     from wandb.proto import wandb_internal_pb2 as pb
-    from wandb.sdk.internal.datastore import DataStore
 
+    data, at, held = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 2**15 - at % 2**15 < 7:  # a block's tail too short for a record's header
+            at += 2**15 - at % 2**15
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        held += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = pb.Record()
+            record.ParseFromString(held)
+            yield record
+            held = b""
+
+
+def test_every_stage_left_a_readable_wandb_run(ran):
     stages = {}
     for path in (ran / "wandb").glob("offline-run-*/run-*.wandb"):
-        store, kinds, run = DataStore(), set(), None
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = pb.Record()
-            record.ParseFromString(data)
-            kinds.add(record.WhichOneof("record_type"))
-            if record.HasField("run") and run is None:
-                run = record.run
-        stages[run.job_type] = (run, kinds)
+        records = list(wandb_records(path))
+        run = next(r.run for r in records if r.HasField("run"))
+        stages[run.job_type] = (run, {r.WhichOneof("record_type") for r in records})
     assert set(stages) == {"data", "pretrain", "align", "probe", "refine", "evaluate", "tables"}
     run, kinds = stages["refine"]
     assert run.run_group == "smoke/tiny"
@@ -121,7 +135,7 @@ def test_a_changed_value_reruns_what_depends_on_it(ran):
 
 def test_whitespace_and_comments_rerun_nothing(ran):
     for path in (ran / "conf").rglob("*.yaml"):
-        path.write_text("# a remark\n" + path.read_text() + "\n\n")
+        path.write_text(path.read_text() + "\n\n# a remark\n")
     assert planned(ran) == set()
 
 

@@ -33,7 +33,8 @@ def rate(by_seed: np.ndarray, prompts: int, confidence: float) -> Estimate:
     if len(by_seed) > 1:
         t = mean_t(by_seed, confidence)
         low, high = min(low, t.low), max(high, t.high)
-    return Estimate(mean, max(0.0, float(low)), min(1.0, float(high)))
+    # Wilson's bounds round to a hair's breadth on the wrong side of a mean of 0 or 1.
+    return Estimate(mean, max(0.0, min(mean, float(low))), min(1.0, max(mean, float(high))))
 
 
 def mean_t(by_seed: np.ndarray, confidence: float) -> Estimate:

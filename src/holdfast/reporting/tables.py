@@ -53,8 +53,9 @@ def dose_response(metrics: pd.DataFrame, setting: Setting) -> Table:
     frame = pd.DataFrame(rows)
     caption = (
         "Dose and response: ASR in % at each level (raw: judged by rules, incoherent responses are no success), "
-        "and the mean over the range of levels (area); – where only margins were scored. Levels of noise are relative to the rms of a matrix or of a "
-        "token, those of quantization are bits. Every other metric is in the CSV. " + setting.caption()
+        "and the mean over the range of levels (area); – where only margins were scored. Levels of noise are "
+        "relative to the rms of a matrix or of a token, those of quantization are bits. Every other metric is in "
+        "the CSV. " + setting.caption()
     )
     return Table(frame, _dose_shown(metrics, setting), caption, "tab:dose-response")
 
