@@ -27,14 +27,11 @@ class Workflow:
         # A stage runs with the Python that runs Snakemake, whether or not its environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self.overrides = [f"study={config.get('study', 'tiny')}", *shlex.split(config.get("set", ""))]
+        # By way of the environment: as `params` the string would re-run every stage whenever it changes.
+        os.environ["HOLDFAST_OVERRIDES"] = shlex.join(self.overrides)
         self.cfg = self._composed()
         self.study = self.cfg.study
         self.layout = Layout.of(self.cfg)
-
-    @property
-    def arguments(self) -> str:
-        """The overrides as they go on a stage's command line."""
-        return shlex.join(self.overrides)
 
     @property
     def gpu(self) -> int:
@@ -50,8 +47,14 @@ class Workflow:
         """Whether the model is made in the run."""
         return self._composed(model).model.path is None
 
-    def probed(self, model: str, method: str) -> bool:
-        return self._composed(model, method).method.select.rule == "top_k"
+    def base(self, model: str) -> list[Path]:
+        """What alignment needs beside the data: the model that the run itself pretrains, if it does."""
+        return [self.layout.pretrain(model) / "metrics.json"] * self.pretrained(model)
+
+    def probes(self, model: str, method: str, seed: str) -> list[Path]:
+        """The probe, if the method selects its layers by it."""
+        selects = self._composed(model, method).method.select.rule == "top_k"
+        return [self.layout.probe(model, seed) / "metrics.json"] * selects
 
     def checkpoint_folder(self, model: str, method: str, seed: int | str) -> Path:
         """The run folder whose model is evaluated as `method`."""

@@ -1,12 +1,7 @@
-def base(wildcards):
-    made = flow.layout.pretrain(wildcards.model) / "metrics.json"
-    return made if flow.pretrained(wildcards.model) else []
-
-
 rule align:
     input:
         flow.layout.data / "metrics.json",
-        base,
+        lambda w: flow.base(w.model),
         "src/holdfast/align.py",
     output:
         metrics=flow.layout.align("{model}", "{seed}") / "metrics.json",
@@ -21,5 +16,5 @@ rule align:
     message:
         "align {wildcards.model} seed {wildcards.seed}"
     shell:
-        "python -m holdfast.align {flow.arguments} model={wildcards.model} seed={wildcards.seed} "
+        "eval python -m holdfast.align $HOLDFAST_OVERRIDES model={wildcards.model} seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

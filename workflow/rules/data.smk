@@ -13,4 +13,4 @@ rule data:
     message:
         "data {flow.study.name}"
     shell:
-        "python -m holdfast.data {flow.arguments} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        "eval python -m holdfast.data $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -16,5 +16,5 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} after {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "python -m holdfast.evaluate {flow.arguments} model={wildcards.model} method={wildcards.method} "
+        "eval python -m holdfast.evaluate $HOLDFAST_OVERRIDES model={wildcards.model} method={wildcards.method} "
         "seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

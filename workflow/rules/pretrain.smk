@@ -16,5 +16,5 @@ rule pretrain:
     message:
         "pretrain {wildcards.model}"
     shell:
-        "python -m holdfast.pretrain {flow.arguments} model={wildcards.model} "
+        "eval python -m holdfast.pretrain $HOLDFAST_OVERRIDES model={wildcards.model} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -16,5 +16,5 @@ rule probe:
     message:
         "probe {wildcards.model} seed {wildcards.seed}"
     shell:
-        "python -m holdfast.probe {flow.arguments} model={wildcards.model} seed={wildcards.seed} "
+        "eval python -m holdfast.probe $HOLDFAST_OVERRIDES model={wildcards.model} seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,12 +1,7 @@
-def probed(wildcards):
-    made = flow.layout.probe(wildcards.model, wildcards.seed) / "metrics.json"
-    return made if flow.probed(wildcards.model, wildcards.method) else []
-
-
 rule refine:
     input:
         flow.layout.align("{model}", "{seed}") / "metrics.json",
-        probed,
+        lambda w: flow.probes(w.model, w.method, w.seed),
         "src/holdfast/refine.py",
     output:
         metrics=flow.layout.refine("{model}", "{method}", "{seed}") / "metrics.json",
@@ -21,5 +16,5 @@ rule refine:
     message:
         "refine {wildcards.model} by {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "python -m holdfast.refine {flow.arguments} model={wildcards.model} method={wildcards.method} "
+        "eval python -m holdfast.refine $HOLDFAST_OVERRIDES model={wildcards.model} method={wildcards.method} "
         "seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

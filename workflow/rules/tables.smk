@@ -14,4 +14,4 @@ rule tables:
     message:
         "tables {flow.study.name}"
     shell:
-        "python -m holdfast.tables {flow.arguments} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        "eval python -m holdfast.tables $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
