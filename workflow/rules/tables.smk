@@ -6,7 +6,7 @@ rule tables:
         flow.tables(),
         metrics=flow.layout.tables / "metrics.json",
     log:
-        flow.layout.tables / "log.txt",
+        flow.layout.root / "tables.log",
     conda:
         "../../environment.yml"
     params:
