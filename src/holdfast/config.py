@@ -97,7 +97,8 @@ class OpeningsConfig:
 
 @dataclass
 class OpeningSets:
-    """`loss` openings are trained on; `score` openings only ever score, so that a margin cannot be taught."""
+    """`loss` openings are what alignment and refinement train on, `score` openings what margins are scored with:
+    no loss after pretraining sees those. A base model built in the run has read both."""
 
     loss: OpeningsConfig = field(default_factory=OpeningsConfig)
     score: OpeningsConfig = field(default_factory=OpeningsConfig)

@@ -138,7 +138,6 @@ class Scorer:
 
     def response_nll(self, records: Any, model: Any) -> Any:
         """NLL per token of every response under `model`; NaN where nothing was generated."""
-
         from holdfast.datasets.tokens import response_ids
         from holdfast.metrics.scoring import mean_nll, sequences
 
