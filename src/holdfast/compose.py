@@ -15,7 +15,8 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from holdfast.config import Config, check
+from holdfast.checks import check
+from holdfast.config import Config
 from holdfast.errors import UserError
 from holdfast.paths import CONF
 
@@ -28,10 +29,8 @@ def composed(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides)
         OmegaConf.resolve(cfg)
-    except OverrideParseException as error:
-        raise UserError(f"{error.override}: not of the form key=value ({_first_line(error)})") from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explained(error)) from None
     check(cfg)
     return cfg
 
@@ -48,7 +47,12 @@ def sweep(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
-def _explain(error: Exception) -> str:
+def explained(error: Exception) -> str:
+    """One line: what is wrong with an override or a file of `conf/`, and the valid choices."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value ({_first_line(error)})"
     text = str(error)
     group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)
     if group:

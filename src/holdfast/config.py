@@ -6,13 +6,10 @@ a stage is handed these and no others, and the workflow re-runs a stage when one
 
 from __future__ import annotations
 
-from dataclasses import MISSING as REQUIRED
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-
-from holdfast.errors import UserError
+from omegaconf import MISSING
 
 
 def ranged(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Any:
@@ -229,56 +226,3 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate": ("model", "method", "perturb", "judge", "evaluate", "openings"),
     "tables": ("study", "tables", "evaluate", "perturb"),
 }
-
-
-def check(cfg: DictConfig) -> None:
-    """Raise `UserError` for the first value that is missing, out of range or not among its options."""
-    _check_node(cfg, Config, "")
-    for name, perturb in cfg.perturb.items():
-        _check_node(perturb, PerturbConfig, f"perturb.{name}.")
-        if extra := set(perturb.generate or []) - set(perturb.levels):
-            raise UserError(f"perturb.{name}.generate: {sorted(extra)} not among levels={list(perturb.levels)}")
-        if not perturb.levels or min(perturb.levels) < 0:
-            raise UserError(f"perturb.{name}.levels={list(perturb.levels)}: give at least one level, none below 0")
-    for name, source in cfg.data.sources.items():
-        _check_node(source, SourceConfig, f"data.sources.{name}.")
-    if cfg.method.select.rule == "top_k" and cfg.model.shape and cfg.method.select.k > cfg.model.shape.layers:
-        raise UserError(
-            f"method.select.k={cfg.method.select.k}: {cfg.model.name} has {cfg.model.shape.layers} decoder layers"
-        )
-
-
-def _check_node(node: DictConfig, schema: type, prefix: str) -> None:
-    for spec in fields(schema):
-        key = prefix + spec.name
-        if OmegaConf.is_missing(node, spec.name):
-            raise UserError(f"{key}: no value is given; set {key}=…")
-        value = node[spec.name]
-        if is_dataclass(_section_type(spec)) and isinstance(value, DictConfig):
-            _check_node(value, _section_type(spec), key + ".")
-        elif value is not None:
-            _check_value(key, value, spec.metadata)
-
-
-def _section_type(spec: Field[Any]) -> Any:
-    """The dataclass of a nested section, `ShapeConfig | None` included."""
-    if spec.default_factory is not REQUIRED and isinstance(spec.default_factory, type):
-        return spec.default_factory
-    return ShapeConfig if spec.name == "shape" else None
-
-
-def _check_value(key: str, value: Any, limits: Any) -> None:
-    if isinstance(value, ListConfig) and len(value) == 0 and not key.endswith(".generate"):
-        raise UserError(f"{key}: the list is empty; give at least one")
-    options = limits.get("options")
-    if options and value not in options:
-        raise UserError(f"{key}={value}: choose one of {', '.join(options)}")
-    above, least, most = (limits.get(bound) for bound in ("above", "least", "most"))
-    if isinstance(value, float) and value != value:
-        raise UserError(f"{key}={value}: give a number")
-    if above is not None and not value > above:
-        raise UserError(f"{key}={value}: must be above {above}")
-    if least is not None and value < least:
-        raise UserError(f"{key}={value}: must be at least {least}")
-    if most is not None and value > most:
-        raise UserError(f"{key}={value}: must be at most {most}")

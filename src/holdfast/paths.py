@@ -56,3 +56,12 @@ class Layout:
     def checkpoint(self, model: str, method: str, kind: str, seed: int | str) -> Path:
         """The run folder whose model a method's evaluation loads; `kind: none` means no refinement at all."""
         return self.align(model, seed) if kind == "none" else self.refine(model, method, seed)
+
+    def records(self, study: DictConfig) -> list[Path]:
+        """What every evaluation of a study's grid writes."""
+        runs = [(m, d, s) for m in study.models for d in study.methods for s in study.seeds]
+        return [self.evaluate(*run) / "records.parquet" for run in runs]
+
+    def rises(self, study: DictConfig) -> list[Path]:
+        """What every probe of a study's grid writes."""
+        return [self.probe(m, s) / "sensitivity.parquet" for m in study.models for s in study.seeds]

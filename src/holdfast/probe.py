@@ -34,7 +34,8 @@ def run(run: Run) -> None:
     )
     sizes = {group: sum(p.numel() for p in tensors.values()) for group, tensors in groups.items()}
     frame = pd.DataFrame(
-        {"group": group, "draw": draw, "example": example, "rise": rise, "parameters": sizes[group]}
+        {"model": run.names[0], "seed": run.seed, "group": group, "draw": draw, "example": example}
+        | {"rise": rise, "parameters": sizes[group]}
         for group, found in rises.items()
         for draw, examples in enumerate(found.tolist())
         for example, rise in enumerate(examples)

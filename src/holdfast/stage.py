@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from holdfast.compose import composed, sweep
+from holdfast.checks import check
+from holdfast.compose import composed, explained, sweep
 from holdfast.config import READS
 from holdfast.errors import UserError
 from holdfast.paths import CONF, Layout
@@ -103,21 +106,21 @@ def as_json(content: Any) -> str:
 def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: {}) -> None:
     """Entry point of `python -m holdfast.<stage>`.
 
-    Everything that can be known without a model is checked before Hydra starts and before anything is
-    written. `inputs` maps each file that must exist to the stage that makes it.
+    Everything that can be known without a model is checked before the stage begins. `inputs` maps each file
+    that must exist to the stage that makes it.
     """
+    os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.{stage}"  # names the job, and so its folder
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
     arguments = get_args_parser().parse_args()
-    informational = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
     try:
-        if not informational:
-            jobs = sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            for cfg in [composed([o for o in job if not o.startswith("hydra")]) for job in jobs]:
-                _require(inputs(cfg))
+        # A single run is checked as it starts; of a sweep, no job starts before all have been checked.
+        for job in sweep(arguments.overrides) if arguments.multirun else []:
+            _require(inputs(composed([o for o in job if not o.startswith("hydra")])))
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
-            lambda cfg: _execute(stage, run, cfg)
+            lambda cfg: _execute(stage, run, inputs, cfg)
         )()
-    except UserError as error:
-        sys.exit(f"holdfast.{stage}: {error}")
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        sys.exit(f"holdfast.{stage}: {explained(error)}")
 
 
 def _require(paths: dict[Path, str]) -> None:
@@ -136,23 +139,26 @@ def _quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _execute(stage: str, run: Callable[[Run], None], cfg: DictConfig) -> None:
+def _execute(stage: str, run: Callable[[Run], None], inputs: Inputs, cfg: DictConfig) -> None:
     _quiet()
-    OmegaConf.resolve(cfg)
-    out = Path(HydraConfig.get().runtime.output_dir)
-    label = "/".join(_labels(stage, cfg))
-    granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
-    tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out)
-    names = (cfg.model.name, cfg.method.name)
+    out, tracker = Path(HydraConfig.get().runtime.output_dir), None
     try:
+        OmegaConf.resolve(cfg)
+        check(cfg)
+        _require(inputs(cfg))
+        label = "/".join(_labels(stage, cfg))
+        granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
+        tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out)
+        names = (cfg.model.name, cfg.method.name)
         run(Run(stage, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
-    except UserError as error:
-        tracker.fail()
+    except (OmegaConfBaseException, UserError) as error:
+        if tracker:
+            tracker.fail()
         for folder in (out, *out.parents):  # Hydra made them; a stage that failed leaves nothing behind
             if not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir()):
                 break
             folder.rmdir()
-        sys.exit(f"holdfast.{stage}: {error}")
+        sys.exit(f"holdfast.{stage}: {explained(error)}")  # an exception Hydra would announce in lines of its own
 
 
 def _labels(stage: str, cfg: DictConfig) -> Iterable[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
 
 from holdfast import models
@@ -19,7 +17,7 @@ def run(run: Run) -> None:
     from holdfast.reporting.figures import dose_response_figure, save, sensitivity_figure
 
     study, settings = run.cfg.study, run.cfg.tables
-    records = pd.concat([pd.read_parquet(path) for path in _records(run.layout, study)], ignore_index=True)
+    records = pd.concat(map(pd.read_parquet, run.layout.records(study)), ignore_index=True)
     metrics = by_seed(records, settings.over_refusal)
     headline = headline_points(metrics, study.reference, settings.headline_asr)
     setting = render.Setting.of(records, run.cfg, headline)
@@ -29,11 +27,7 @@ def run(run: Run) -> None:
             write_text(run.out / f"{name}.{suffix}", text)
         run.tracker.table(name, table.frame)
     write_text(run.out / "main.txt", terminal(made["main"].frame, setting))
-    probes = [(model, seed) for model in study.models for seed in study.seeds]
-    rises = pd.concat(
-        pd.read_parquet(run.layout.probe(model, seed) / "sensitivity.parquet").assign(model=model, seed=seed)
-        for model, seed in probes
-    )
+    rises = pd.concat(map(pd.read_parquet, run.layout.rises(study)), ignore_index=True)
     for name, figure in {
         "dose_response": dose_response_figure(made["dose_response"].frame, study.reference),
         "sensitivity": sensitivity_figure(rises),
@@ -45,19 +39,10 @@ def run(run: Run) -> None:
     run.finish({"headline": points, "records": len(records)}, f"{len(records)} records")
 
 
-def _records(layout: Layout, study: DictConfig) -> list[Any]:
-    return [
-        layout.evaluate(model, method, seed) / "records.parquet"
-        for model in study.models
-        for method in study.methods
-        for seed in study.seeds
-    ]
-
-
 def inputs(cfg: DictConfig) -> models.Inputs:
     layout = Layout.of(cfg)
-    probes = {layout.probe(m, s) / "sensitivity.parquet": "probe" for m in cfg.study.models for s in cfg.study.seeds}
-    return {**dict.fromkeys(_records(layout, cfg.study), "evaluate"), **probes}
+    probes = dict.fromkeys(layout.rises(cfg.study), "probe")
+    return {**dict.fromkeys(layout.records(cfg.study), "evaluate"), **probes}
 
 
 if __name__ == "__main__":

@@ -60,12 +60,9 @@ class Workflow:
         """The run folder whose model is evaluated as `method`."""
         return self.layout.checkpoint(model, method, self._composed(model, method).method.kind, seed)
 
-    def records(self) -> list[Path]:
-        """What the tables are computed from: the records of every run, the probe of every aligned model."""
-        grid, layout = self.study, self.layout
-        runs = [(m, d, s) for m in grid.models for d in grid.methods for s in grid.seeds]
-        probes = [layout.probe(m, s) / "sensitivity.parquet" for m in grid.models for s in grid.seeds]
-        return [layout.evaluate(*run) / "records.parquet" for run in runs] + probes
+    def measured(self) -> list[Path]:
+        """What the tables are computed from."""
+        return self.layout.records(self.study) + self.layout.rises(self.study)
 
     def tables(self) -> list[Path]:
         tables = [self.layout.tables / f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")]

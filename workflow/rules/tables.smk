@@ -1,6 +1,6 @@
 rule tables:
     input:
-        flow.records(),
+        flow.measured(),
         "src/holdfast/tables.py",
     output:
         flow.tables(),
