@@ -21,7 +21,7 @@ class Setting:
     benign: int
     threshold: int
     seeds: int
-    draws: int
+    draws: dict[str, int]
     over_refusal: float
     headline_asr: float
     confidence: float
@@ -38,7 +38,7 @@ class Setting:
             int(one["test", "benign"]),
             int(one["threshold", "benign"]),
             len(cfg.study.seeds),
-            max(p.draws for p in cfg.perturb.values()),
+            {name: p.draws for name, p in cfg.perturb.items() if str(p.kind).endswith("noise")},
             cfg.tables.over_refusal,
             cfg.tables.headline_asr,
             cfg.tables.confidence,
@@ -50,8 +50,8 @@ class Setting:
     def caption(self) -> str:
         """The part that every caption shares."""
         return (
-            f"{self.seeds} seeds (alignment, probe, refinement and noise; one base model), {self.draws} noise draw(s) "
-            f"per seed, {self.harmful} harmful and {self.benign} benign test prompts, thresholds from "
+            f"{self.seeds} seeds (alignment, probe, refinement and noise; one base model), noise draws per seed: "
+            f"{', '.join(f'{name} {draws}' for name, draws in self.draws.items())}; {self.harmful} harmful and {self.benign} benign test prompts, thresholds from "
             f"{self.threshold} other benign prompts; judge: rules. [ ] is the {self.confidence:.0%} interval: "
             "Student's t over seed means, at least Wilson's over the prompts. Round-to-nearest (rtn) is simulated; "
             "int8 and nf4 are bitsandbytes kernels (its CPU fallback where there is no CUDA)."
