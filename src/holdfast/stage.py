@@ -114,8 +114,9 @@ def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: 
     arguments = get_args_parser().parse_args()
     try:
         # A single run is checked as it starts; of a sweep, no job starts before all have been checked.
-        for job in sweep(arguments.overrides) if arguments.multirun else []:
-            _require(inputs(composed([o for o in job if not o.startswith("hydra")])))
+        jobs = sweep(arguments.overrides) if arguments.multirun else []
+        for cfg in [composed([o for o in job if not o.startswith("hydra")]) for job in jobs]:
+            _require(inputs(cfg))
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
             lambda cfg: _execute(stage, run, inputs, cfg)
         )()

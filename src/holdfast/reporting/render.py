@@ -51,7 +51,8 @@ class Setting:
         """The part that every caption shares."""
         return (
             f"{self.seeds} seeds (alignment, probe, refinement and noise; one base model), noise draws per seed: "
-            f"{', '.join(f'{name} {draws}' for name, draws in self.draws.items())}; {self.harmful} harmful and {self.benign} benign test prompts, thresholds from "
+            f"{', '.join(f'{name} {draws}' for name, draws in self.draws.items())}; {self.harmful} harmful and "
+            f"{self.benign} benign test prompts, thresholds from "
             f"{self.threshold} other benign prompts; judge: rules. [ ] is the {self.confidence:.0%} interval: "
             "Student's t over seed means, at least Wilson's over the prompts. Round-to-nearest (rtn) is simulated; "
             "int8 and nf4 are bitsandbytes kernels (its CPU fallback where there is no CUDA)."
