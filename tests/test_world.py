@@ -72,7 +72,7 @@ def test_pretraining_knows_no_evaluation_pair():
 def test_harmful_prompts_are_refused_and_benign_ones_answered():
     for r in rows():
         if r["split"] == "train":
-            assert r["response"].startswith("Sure. Use the" if r["label"] == "benign" else "I cannot")
+            assert r["response"].startswith("Sure. Use " if r["label"] == "benign" else "I cannot")
 
 
 def test_too_many_layers():
