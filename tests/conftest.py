@@ -64,3 +64,25 @@ def random_llama(tokenizer, *, tied: bool = False, layers: int = 2):
 @pytest.fixture
 def llama(tokenizer):
     return random_llama(tokenizer)
+
+
+@pytest.fixture
+def token_losses():
+    def losses(model, ids):
+        import torch
+
+        logits = model(input_ids=ids).logits[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
+
+    return losses
+
+
+@pytest.fixture
+def token_batches():
+    def batches(count):
+        import torch
+
+        g = torch.Generator().manual_seed(1)
+        return [torch.randint(5, 100, (3, 12), generator=g) for _ in range(count)]
+
+    return batches

@@ -11,11 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts with responses, right-padded: (n, t) ids, attention mask, and mask of the response tokens."""
+    """Prompts with responses, right-padded: (n, t) ids, attention mask, and mask of the response tokens;
+    (c,) positions whose next token is a response token in any row, the only ones whose logits are needed."""
 
     ids: Tensor
     attention: Tensor
     response: Tensor
+    columns: Tensor
 
 
 def sequences(pairs: list[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Sequences:
@@ -28,13 +30,15 @@ def sequences(pairs: list[tuple[list[int], list[int]]], pad: int, device: torch.
         ids[row, :end] = torch.tensor(prompt + response)
         attention[row, :end] = 1
         response_mask[row, len(prompt) : end] = True
-    return Sequences(ids.to(device), attention.to(device), response_mask.to(device))
+    columns = response_mask[:, 1:].any(0).nonzero()[:, 0]
+    return Sequences(ids.to(device), attention.to(device), response_mask.to(device), columns.to(device))
 
 
 def token_logprobs(model: Any, batch: Sequences) -> tuple[Tensor, Tensor]:
-    """(n, t-1) log-probability of each next token, 0 outside the response; and whether it is the argmax."""
-    logits = model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1].float()
-    targets, mask = batch.ids[:, 1:], batch.response[:, 1:]
+    """(n, c) log-probability of each next token, 0 outside the response; and whether it is the argmax."""
+    out = model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=batch.columns)
+    logits = out.logits.float()
+    targets, mask = batch.ids[:, batch.columns + 1], batch.response[:, batch.columns + 1]
     chosen = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     return chosen * mask, (logits.argmax(-1) == targets) | ~mask
 

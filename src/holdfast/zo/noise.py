@@ -1,11 +1,21 @@
 """Counter-based noise: every element is a pure function of integers.
 
 Philox-4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011) in torch integer
-arithmetic. No generator has a state, and torch's global one is never touched.
+arithmetic. No generator has a state, and torch's global one is never touched. This is the reference that
+the kernels reproduce bit for bit; a stream is named by (seed, step, query, tensor), the seed of 64 bits and
+the others of 32.
+
+Both kinds of noise have mean 0 and variance 1:
+
+`rademacher`: element k is the sign in bit k mod 32 of word ⌊k/32⌋ of the stream, 0 for +1.
+`gaussian`: element k is made of words w = 2k and v = 2k+1 as (popcount(w) − 16) + (v mod 2¹⁶ + ⌊v/2¹⁶⌋ − 65535) / 2¹⁶,
+    divided by its standard deviation: a binomial of 32 coins, its steps bridged by a triangular variate. In
+    units of 2⁻¹⁶ it is an integer, so that its bits depend on no libm. Its kurtosis is 2.94, its range ±5.9.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,6 +25,10 @@ from torch import Tensor
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
+NOISES = ("rademacher", "gaussian")
+ELEMENTS = {"rademacher": 128, "gaussian": 2}  # per Philox block of four words
+# One over the standard deviation of the gaussian's integer, rounded to float32.
+GAUSSIAN_UNIT = torch.tensor(1 / math.sqrt(8 * 2**32 + (2**32 - 1) / 6), dtype=torch.float32).item()
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -35,33 +49,66 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (upper + (lower >> 16)) >> 16, (lower + ((upper & 0xFFFF) << 16)) & WORD
 
 
-def sign_words(
-    counts: Sequence[int], tensors: Sequence[int], *, seed: int, step: int, query: int, device: torch.device
-) -> list[Tensor]:
-    """The sign bits of several tensors in one pass: for each its 32-bit words, int32, shape (4⌈count/128⌉,)."""
-    blocks = [(count + 127) // 128 for count in counts]
-    block = torch.cat([torch.arange(n, device=device) for n in blocks])
-    tensor = torch.repeat_interleave(torch.tensor(tensors, device=device), torch.tensor(blocks, device=device))
+def noise(
+    count: int, *, kind: str, seed: int, step: int, query: int, tensor: int, device: torch.device, first: int = 0
+) -> Tensor:
+    """Elements first … first + count of a stream, float32, shape (count,)."""
+    per_block = ELEMENTS[kind]
+    start, stop = first // per_block, -(-(first + count) // per_block)
+    block = torch.arange(start, stop, device=device)
     same = torch.zeros_like(block)
-    words = philox((block, same + query, tensor, same + step), (seed & WORD, seed >> 32 & WORD))
-    stream = torch.stack(words, dim=1).to(torch.int32)  # (blocks, 4); the conversion keeps the low 32 bits
-    return [part.reshape(-1) for part in stream.split(blocks)]
+    words = torch.stack(philox((block, same + query, same + tensor, same + step), halves(seed)), dim=1)
+    values = _signs(words) if kind == "rademacher" else _gaussian(words)
+    return values[first - start * per_block :][:count]
 
 
-def signs(words: Tensor, count: int) -> Tensor:
-    """float32 ±1, shape (count,): element k is bit k mod 32 of word ⌊k/32⌋, 0 for +1."""
-    octets = words.view(torch.uint8).to(torch.int32)  # little-endian: the low octet first
-    return _table(words.device).index_select(0, octets).reshape(-1)[:count]
+def halves(seed: int) -> tuple[int, int]:
+    """The two 32-bit words of a seed."""
+    return seed & WORD, seed >> 32 & WORD
+
+
+def _signs(words: Tensor) -> Tensor:
+    """(blocks, 4) words to (128 · blocks,) signs."""
+    octets = words.to(torch.int32).view(torch.uint8).to(torch.int32)  # little-endian: the low octet first
+    return sign_table(words.device).index_select(0, octets.flatten()).flatten()
+
+
+def _gaussian(words: Tensor) -> Tensor:
+    """(blocks, 4) words to (2 · blocks,) normal variates."""
+    w, v = words.reshape(-1, 2).unbind(1)
+    octets = w.to(torch.int32).view(torch.uint8).reshape(-1, 4).to(torch.int32)
+    ones = (4 - sign_table(w.device).sum(1).to(torch.int64) // 2)[octets].sum(1)  # 8 signs of sum 8 − 2·ones
+    integer = (ones - 16) * 2**16 + (v & 0xFFFF) + (v >> 16) - 65535
+    return integer.to(torch.float32) * GAUSSIAN_UNIT
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
+def sign_table(device: torch.device) -> Tensor:
     """(256, 8): the signs of the eight bits of every octet."""
     octets = torch.arange(256, device=device)[:, None]
     return (1 - 2 * (octets >> torch.arange(8, device=device) & 1)).to(torch.float32)
 
 
-def rademacher(count: int, *, seed: int, step: int, query: int, tensor: int, device: torch.device) -> Tensor:
-    """Signs of shape (count,), float32 ±1; the four integers (32 bits each, the seed 64) name the stream."""
-    (words,) = sign_words([count], [tensor], seed=seed, step=step, query=query, device=device)
-    return signs(words, count)
+def add_noise(
+    values: Tensor,
+    out: Tensor | None,
+    coefficients: Sequence[float],
+    queries: Sequence[int],
+    *,
+    kind: str,
+    seed: int,
+    step: int,
+    tensor: int,
+    keep: bool,
+) -> None:
+    """`values` + Σ coefficient · z(query), summed in this order, each product and sum rounded to float32.
+
+    `values`: float32, contiguous. `keep` writes the sum back into `values`. `out`, of any floating dtype and
+    as many elements, receives the sum rounded once.
+    """
+    total = values if keep else values.clone()
+    for coefficient, query in zip(coefficients, queries, strict=True):
+        z = noise(values.numel(), kind=kind, seed=seed, step=step, query=query, tensor=tensor, device=values.device)
+        total.add_(z.mul_(coefficient).view_as(values))
+    if out is not None:
+        out.copy_(total)

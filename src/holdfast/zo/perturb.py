@@ -2,59 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.zo.noise import sign_words, signs
+from holdfast.zo.kernels import add_noise
+from holdfast.zo.noise import NOISES
 
 
 class Masters:
-    """Float32 masters of some tensors, their frozen scales s = rms(W), and the noise that moves them."""
+    """Float32 masters of some tensors, their frozen scales s = rms(W), and the noise s∘z that moves them.
 
-    def __init__(self, tensors: dict[str, nn.Parameter], seed: int) -> None:
-        self.tensors, self.seed = list(tensors.values()), seed
-        self.values = [p.detach().to(torch.float32, copy=True) for p in self.tensors]
-        self.chunks = _chunks([v.numel() for v in self.values])
-        self.scales = [v.square().mean().sqrt().item() for v in self.values]
+    A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers,
+    order or shard. `scales` gives s where it is already known (a replay repeats no reduction).
+    """
 
-    def noise(self, step: int, query: int) -> Iterator[tuple[int, Tensor]]:
-        """(index, z) of every tensor, z in its shape; E zzᵀ = I."""
-        for chunk in self.chunks:
-            sizes = [self.values[index].numel() for index in chunk]
-            device = self.values[chunk[0]].device
-            words = sign_words(sizes, chunk, seed=self.seed, step=step, query=query, device=device)
-            for index, size, stream in zip(chunk, sizes, words, strict=True):
-                yield index, signs(stream, size).view_as(self.values[index])
+    def __init__(
+        self,
+        tensors: Mapping[str, nn.Parameter],
+        *,
+        seed: int,
+        noise: str = "rademacher",
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        if noise not in NOISES:
+            raise ValueError(f"noise={noise}: choose one of {', '.join(NOISES)}")
+        self.tensors = dict(tensors)
+        self.names = {name: zlib.crc32(name.encode()) for name in self.tensors}
+        if len(set(self.names.values())) < len(self.names):
+            raise ValueError("two tensor names have one hash; rename one of them")
+        self.seed, self.noise = seed, noise
+        with torch.no_grad():
+            self.values = {
+                k: p.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+                for k, p in tensors.items()
+            }
+            self.scales = dict(scales or {k: v.square().mean().sqrt().item() for k, v in self.values.items()})
 
-    @torch.no_grad()
-    def write(self, radius: float, step: int, query: int) -> None:
+    def write(self, radius: float, *, step: int, query: int) -> None:
         """Forward weights := round(master + radius · s∘z)."""
-        for index, z in self.noise(step, query):
-            self.tensors[index].copy_(torch.add(self.values[index], z, alpha=radius * self.scales[index]))
+        self._add([radius], [query], step, keep=False)
+
+    def move(self, coefficients: Sequence[float], *, step: int) -> None:
+        """Masters += Σ_i coefficient_i · s∘z_i over the queries in order; forward weights := round(master)."""
+        self._add(coefficients, range(len(coefficients)), step, keep=True)
 
     @torch.no_grad()
-    def move(self, radius: float, step: int, query: int) -> None:
-        """Masters += radius · s∘z; the forward weights follow at the next `write` or `restore`."""
-        for index, z in self.noise(step, query):
-            self.values[index].add_(z, alpha=radius * self.scales[index])
+    def _add(self, coefficients: Sequence[float], queries: Sequence[int], step: int, keep: bool) -> None:
+        for name, parameter in self.tensors.items():
+            scaled = [_float32(c * self.scales[name]) for c in coefficients]
+            stream = {"kind": self.noise, "seed": self.seed, "step": step, "tensor": self.names[name]}
+            add_noise(self.values[name], parameter, scaled, queries, **stream, keep=keep)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Forward weights := round(master), bitwise what they were before any `write`."""
-        for tensor, value in zip(self.tensors, self.values, strict=True):
-            tensor.copy_(value)
+        for name, parameter in self.tensors.items():
+            parameter.copy_(self.values[name])
+
+    @torch.no_grad()
+    def drift(self) -> int:
+        """How many forward weights differ from round(master)."""
+        pairs = ((self.values[k].to(p.dtype), p) for k, p in self.tensors.items())
+        return sum(int((value != parameter).sum()) for value, parameter in pairs)
 
 
-def _chunks(sizes: list[int], most: int = 2**24) -> list[list[int]]:
-    """Indices in runs of at most `most` elements: small tensors share a pass, large ones bound its memory."""
-    chunks: list[list[int]] = [[]]
-    held = 0
-    for index, size in enumerate(sizes):
-        if chunks[-1] and held + size > most:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(index)
-        held += size
-    return chunks
+def _float32(value: float) -> float:
+    """Rounded here, once, so that no backend rounds a coefficient in its own way."""
+    return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
+
+
+def rms(values: Sequence[float]) -> float:
+    return float((sum(v * v for v in values) / len(values)) ** 0.5)
+
+
+def total(losses: Tensor) -> Tensor:
+    """[sum, count] of per-example losses in float64, shape (2,), on their device."""
+    flat = losses.detach().reshape(-1).double()
+    return torch.stack([flat.sum(), torch.full_like(flat[0], flat.numel())])

@@ -29,10 +29,10 @@ def sensitivity(
     clean = losses().float().cpu()
     rises: dict[str, list[Tensor]] = {group: [] for group in groups}
     for group, draw in progress([(group, draw) for group in groups for draw in range(draws)]):
-        masters = Masters(groups[group], seed)
+        masters = Masters(groups[group], seed=seed)
         sides = []
         for sign in (+1, -1):
-            masters.write(sign * sigma, draw, 0)
+            masters.write(sign * sigma, step=draw, query=0)
             sides.append(losses().float().cpu())
         masters.restore()
         rises[group].append((sides[0] + sides[1]) / 2 - clean)

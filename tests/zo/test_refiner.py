@@ -1,0 +1,210 @@
+"""The engine: exact restoration, an unbiased estimate, steps that equal plain arithmetic, layer sensitivity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from holdfast.zo import ZeroOrderRefiner, sensitivity, weight_groups
+from holdfast.zo.noise import NOISES, noise
+from holdfast.zo.perturb import Masters
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Quadratic(nn.Module):
+    """½ Σ h_i (w_i − a_i)² with the names of a decoder; its loss is the same for every example."""
+
+    def __init__(self, size: int = 64) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleList(nn.Linear(size, 1, bias=False) for _ in range(2))
+        for layer in self.model.layers:
+            layer.weight.data = torch.randn(1, size, generator=g)
+        self.h = torch.rand(size, generator=g)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding(1, 1)
+
+    def loss(self, *_: object) -> torch.Tensor:
+        return sum((0.5 * self.h * layer.weight[0] ** 2).sum() for layer in self.model.layers).reshape(1)
+
+
+def everything(model):
+    return {k: p for group in weight_groups(model).values() for k, p in group.items()}
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_drift_in_200_evaluations(llama, dtype, kind):
+    llama.to(dtype)
+    before = {name: p.clone() for name, p in llama.named_parameters()}
+    masters = Masters(everything(llama), seed=0, noise=kind)
+    for step in range(100):
+        for sign in (+1, -1):
+            masters.write(sign * 0.3, step=step, query=0)
+    assert masters.drift() > 0
+    masters.restore()
+    assert masters.drift() == 0
+    assert all(torch.equal(before[name], p) for name, p in llama.named_parameters())
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_estimate_is_unbiased_on_a_quadratic(kind):
+    model = Quadratic()
+    weight = model.model.layers[0].weight
+    masters = Masters({"w": weight}, seed=0, noise=kind)
+    scale, gradient, total, draws = masters.scales["w"], model.h * weight[0].detach(), 0, 4000
+    for draw in range(draws):
+        sides = []
+        for sign in (+1, -1):
+            masters.write(sign * 0.1, step=draw, query=0)
+            sides.append(model.loss().item())
+        z = noise(64, kind=kind, seed=0, step=draw, query=0, tensor=masters.names["w"], device=CPU)
+        total = total + (sides[0] - sides[1]) / 0.2 * z
+    masters.restore()
+    estimate = total / draws / scale
+    assert torch.nn.functional.cosine_similarity(estimate, gradient, dim=0) > 0.98
+    assert (estimate - gradient).abs().max() < 6 * gradient.norm().item() / draws**0.5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["none", "rms"]),
+    st.integers(1, 4),
+    st.sampled_from(NOISES),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
+def test_the_update_moves_along_the_perturbation(normalize, queries, kind, dtype, last):
+    """Cosine 1 between what was probed and what is applied, for every combination of options."""
+    model = Quadratic().to(dtype)
+    layer, index = ("layer.1", 1) if last else ("layer.0", 0)
+    options = {"queries": queries, "noise": kind, "normalize": normalize, "seed": 4}
+    refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), layers=[layer], mu=0.2, lr=0.05, **options)
+    (name,) = refiner.masters.tensors
+    before = refiner.masters.values[name].clone()
+    report = refiner.step(None)
+    moved = (refiner.masters.values[name] - before).flatten()
+    stream = {"kind": kind, "seed": 4, "step": 0, "tensor": refiner.masters.names[name], "device": CPU}
+    probed = [noise(64, query=query, **stream) for query in range(queries)]
+    expected = -sum(g * z for g, z in zip(report.projected_gradients, probed, strict=True))
+    assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.99999
+    assert refiner.drift() == 0
+    assert torch.equal(model.model.layers[1 - index].weight, Quadratic().to(dtype).model.layers[1 - index].weight)
+
+
+def plain_refinement(model, losses, batches, *, mu, lr, queries, normalize, kind, seed, tensors):
+    """The method in thirty plain lines that materialise z: what `ZeroOrderRefiner` must equal."""
+    weights = dict(model.named_parameters())
+    names = Masters(tensors, seed=0).names
+    scales = {k: weights[k].square().mean().sqrt().item() for k in tensors}
+    trace = []
+    for step, batch in enumerate(batches):
+        clean = {k: weights[k].detach().clone() for k in tensors}
+        gradients, moves = [], []
+        for query in range(queries):
+            z = {
+                k: noise(w.numel(), kind=kind, seed=seed, step=step, query=query, tensor=names[k], device=CPU).view_as(
+                    w
+                )
+                for k, w in clean.items()
+            }
+            sides = []
+            for sign in (+1, -1):
+                for k, w in clean.items():
+                    weights[k].data = w + sign * mu * scales[k] * z[k]
+                sides.append(losses(model, batch).mean().item())
+            gradients.append((sides[0] - sides[1]) / (2 * mu))
+            moves.append(z)
+            trace += sides
+        size = (sum(g * g for g in gradients) / queries) ** 0.5 if normalize == "rms" else 1.0
+        for k, w in clean.items():
+            total = sum(g * z[k] for g, z in zip(gradients, moves, strict=True))
+            weights[k].data = w - lr / queries / size * scales[k] * total
+    return trace
+
+
+@pytest.mark.parametrize("normalize", ["none", "rms"])
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("layers", [["layer.0", "layer.1"], ["layer.1"]])
+def test_loss_trace_equals_the_plain_reference(llama, token_losses, token_batches, normalize, kind, layers):
+    import copy
+
+    options = {"mu": 0.05, "lr": 0.01, "queries": 2, "normalize": normalize, "seed": 9}
+    plain = copy.deepcopy(llama)
+    batches = token_batches(6)
+    tensors = {k: p for layer in layers for k, p in weight_groups(plain)[layer].items()}
+    with torch.no_grad():
+        expected = plain_refinement(plain, token_losses, batches, kind=kind, tensors=tensors, **options)
+    seen = []
+
+    def losses(model, batch):
+        found = token_losses(model, batch)
+        seen.append(found.mean().item())
+        return found
+
+    refiner = ZeroOrderRefiner(llama, losses, layers=layers, noise=kind, prefix="off", **options)
+    for batch in batches:
+        refiner.step(batch)
+    assert seen == pytest.approx(expected, rel=2e-5)
+
+
+def test_micro_batches_are_one_batch(llama, token_losses, token_batches):
+    import copy
+
+    whole, parts = copy.deepcopy(llama), llama
+    (batch,) = token_batches(1)
+    options = {"layers": ["layer.0"], "mu": 0.1, "lr": 0.05, "queries": 2}
+    a = ZeroOrderRefiner(whole, token_losses, **options).step(batch)
+    b = ZeroOrderRefiner(parts, token_losses, **options).step(batch[:1], batch[1:])
+    assert a.loss == pytest.approx(b.loss, rel=1e-6)
+    assert a.projected_gradients == pytest.approx(b.projected_gradients, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_restores_and_says_where(broken):
+    model = Quadratic()
+    before = model.model.layers[0].weight.clone()
+    refiner = ZeroOrderRefiner(model, lambda m, _: m.loss() * broken, layers=["layer.0"], mu=0.1, lr=0.1)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        refiner.step(None)
+    assert torch.equal(model.model.layers[0].weight, before)
+
+
+def test_an_interrupted_evaluation_restores_the_weights():
+    model = Quadratic()
+    before = model.model.layers[0].weight.clone()
+
+    def interrupted(m, _):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ZeroOrderRefiner(model, interrupted, layers=["layer.0"], mu=0.1, lr=0.1).step(None)
+    assert torch.equal(model.model.layers[0].weight, before)
+
+
+def test_a_wrong_layer_is_named_with_the_valid_ones():
+    with pytest.raises(ValueError, match=r"layer\.7.*choose among layer\.0, layer\.1"):
+        ZeroOrderRefiner(Quadratic(), lambda m, _: m.loss(), layers=["layer.7"], mu=0.1, lr=0.1)
+
+
+def test_antithetic_sensitivity_is_exact_on_a_diagonal_quadratic():
+    """With Rademacher noise and diagonal H, one draw gives ½ σ² s² tr H exactly."""
+    model = Quadratic()
+    found = sensitivity(model.loss, weight_groups(model), sigma=0.3, draws=2, seed=0)
+    for layer, name in zip(model.model.layers, ("layer.0", "layer.1"), strict=True):
+        expected = 0.5 * 0.3**2 * layer.weight.square().mean() * model.h.sum()
+        assert found[name].flatten().tolist() == pytest.approx([expected.item()] * 2, rel=1e-3)
+
+
+def test_groups_of_tied_and_untied_models(tokenizer):
+    from conftest import random_llama
+
+    assert list(weight_groups(random_llama(tokenizer))) == ["embeddings", "layer.0", "layer.1", "head"]
+    assert list(weight_groups(random_llama(tokenizer, tied=True))) == ["embeddings", "layer.0", "layer.1"]
