@@ -152,6 +152,7 @@ class RefineConfig:
     batch_size: int = ranged(least=2)
     mu: float = ranged(above=0)
     lr: float = ranged(above=0)
+    noise: str = choice("rademacher", "gaussian")
     normalize: str = choice("none", "rms")
     first_order_lr: float = ranged(above=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from omegaconf import DictConfig
 
 from holdfast import models
@@ -18,9 +20,8 @@ def run(run: Run) -> None:
     if method.kind == "none":
         raise UserError(f"method={method.name} leaves the aligned model as it is; there is nothing to refine")
     model, tokenizer = models.load(run.layout.align(run.names[0], run.seed) / "model", run.cfg.model)
-    batches = Batches(
-        models.prompts_of(run.layout, "train"), tokenizer, run.cfg.openings.loss, settings.loss, model.device
-    )
+    rows = models.prompts_of(run.layout, "train")
+    batches = Batches(rows, tokenizer, run.cfg.openings.loss, settings.loss, model.device)
     layers = selected_layers(model, method.select, run)
     outcome = METHODS[method.kind](
         Task(
@@ -30,6 +31,8 @@ def run(run: Run) -> None:
             layers,
             settings,
             run.seed,
+            hashlib.sha256(rows.to_csv().encode()).hexdigest(),
+            run.out / "trajectory.jsonl",
             run.progress,
             run.tracker.log,
         )

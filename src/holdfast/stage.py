@@ -130,7 +130,7 @@ def _require(paths: dict[Path, str]) -> None:
             raise UserError(f"{path}: no such file; `snakemake --cores all {path}` or holdfast.{maker} makes it")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to our own lines: the libraries' bars and notices off, their errors on."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -141,7 +141,7 @@ def _quiet() -> None:
 
 
 def _execute(stage: str, run: Callable[[Run], None], inputs: Inputs, cfg: DictConfig) -> None:
-    _quiet()
+    quiet()
     out, tracker = Path(HydraConfig.get().runtime.output_dir), None
     try:
         OmegaConf.resolve(cfg)

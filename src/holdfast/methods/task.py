@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,7 +14,8 @@ from holdfast.methods.losses import Batch, LossFn
 
 @dataclass
 class Task:
-    """`layers` names the groups of `weight_groups(model)` to refine; `batches` never ends."""
+    """`layers` names the groups of `weight_groups(model)` to refine; `batches` never ends; `data` is a hash of the
+    rows they are drawn from; `trajectory` is where a zeroth-order method keeps its log."""
 
     model: Any
     loss: LossFn
@@ -21,6 +23,8 @@ class Task:
     layers: list[str]
     settings: DictConfig
     seed: int
+    data: str
+    trajectory: Path
     progress: Callable[[range], Iterable[int]]
     log: Callable[[dict[str, float]], None]
 

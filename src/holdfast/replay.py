@@ -1,0 +1,58 @@
+"""Replay: base weights + trajectory = refined weights, bitwise.
+
+python -m holdfast.replay base=<Hub id or folder> trajectory=<file> out=<folder>
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from holdfast.errors import UserError
+
+KEYS = ("base", "trajectory", "out")
+
+
+def main(arguments: list[str]) -> str:
+    """Write the refined model and its tokenizer; gives what to tell the user."""
+    asked = _parsed(arguments)
+    trajectory, out = Path(asked["trajectory"]), Path(asked["out"])
+    if not trajectory.is_file():
+        raise UserError(f"trajectory={trajectory}: no such file")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out={out}: is not empty; give a new folder")
+
+    from holdfast import models
+    from holdfast.stage import quiet
+    from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
+
+    quiet()
+    try:
+        dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
+        model, tokenizer = models.load(asked["base"], OmegaConf.create({"path": None, "dtype": dtypes.pop()}))
+        steps = replay(model, trajectory)
+    except TrajectoryError as error:
+        raise UserError(str(error)) from None
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return f"replay   {steps} steps, the hash of the refined weights agrees; wrote {out}"
+
+
+def _parsed(arguments: list[str]) -> dict[str, str]:
+    asked = dict(argument.partition("=")[::2] for argument in arguments)
+    for key in asked:
+        if key not in KEYS:
+            raise UserError(f"{key}: no such key; choose one of {', '.join(KEYS)}")
+    for key in KEYS:
+        if not asked.get(key):
+            raise UserError(f"{key}: no value is given; set {key}=…")
+    return asked
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:]), file=sys.stderr)
+    except UserError as error:
+        sys.exit(f"holdfast.replay: {error}")
