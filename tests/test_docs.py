@@ -1,0 +1,38 @@
+"""Code blocks of the documentation run as printed, on a random model in the place of the study's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = [
+    (name, block)
+    for name in ("README.md", "docs/trainer.md")
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+]
+
+
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_python_blocks_run_as_printed(name, block, tmp_path, tokenizer):
+    from conftest import random_llama
+
+    folder = tmp_path / "results/tiny/tiny/align/s0/model"
+    random_llama(tokenizer, layers=6).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ended = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_readme_names_options_that_exist():
+    from holdfast.compose import composed
+
+    for line in re.findall(r"^python -m holdfast\.(?:refine|evaluate)(.*)$", (ROOT / "README.md").read_text(), re.M):
+        composed([word.split(",")[0] for word in line.split("#")[0].split() if word != "-m"])
