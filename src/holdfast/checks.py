@@ -52,8 +52,9 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
     if isinstance(value, ListConfig) and len(value) == 0 and not key.endswith(".generate"):
         raise UserError(f"{key}: the list is empty; give at least one")
     options = limits.get("options")
-    if options and value not in options:
-        raise UserError(f"{key}={value}: choose one of {', '.join(options)}")
+    for word in value if isinstance(value, ListConfig) else [value]:
+        if options and word not in options:
+            raise UserError(f"{key}={word}: choose one of {', '.join(options)}")
     above, least, most = (limits.get(bound) for bound in ("above", "least", "most"))
     if isinstance(value, float) and value != value:
         raise UserError(f"{key}={value}: give a number")

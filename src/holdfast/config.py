@@ -18,7 +18,7 @@ def ranged(*, above: float | None = None, least: float | None = None, most: floa
 
 
 def choice(*options: str) -> Any:
-    """A word that a YAML file must give, out of `options`."""
+    """A word, or a list of words, that a YAML file must give, out of `options`."""
     return field(default=MISSING, metadata={"options": options})
 
 
@@ -186,6 +186,9 @@ class JudgeConfig:
 
 @dataclass
 class TablesConfig:
+    make: list[str] = field(default=MISSING, metadata={"options": ("main", "dose_response", "figures")})
+    dir: str | None = None  # where tables go, and
+    figures: str | None = None  # figures; null: the run's own folder
     over_refusal: float = ranged(above=0, most=0.5)
     headline_asr: float = ranged(above=0, most=1)
     confidence: float = ranged(above=0.5, most=0.999)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from holdfast import models
@@ -22,19 +24,22 @@ def run(run: Run) -> None:
     headline = headline_points(metrics, study.reference, settings.headline_asr)
     setting = render.Setting.of(records, run.cfg, headline)
     made = {"main": main_table(metrics, headline, setting), "dose_response": dose_response(metrics, setting)}
-    for name, table in made.items():
-        for suffix, text in table.texts().items():
-            write_text(run.out / f"{name}.{suffix}", text)
-        run.tracker.table(name, table.frame)
-    write_text(run.out / "main.txt", terminal(made["main"].frame, setting))
-    rises = pd.concat(map(pd.read_parquet, run.layout.rises(study)), ignore_index=True)
-    for name, figure in {
-        "dose_response": dose_response_figure(made["dose_response"].frame, study.reference),
-        "sensitivity": sensitivity_figure(rises),
-    }.items():
-        for suffix in ("png", "pdf"):
-            with replacing(run.layout.figures / f"{name}.{suffix}") as path:
-                save(figure, path, suffix)
+    for name in [name for name in made if name in settings.make]:
+        for suffix, text in made[name].texts().items():
+            write_text(Path(settings.dir or run.out, f"{name}.{suffix}"), text)
+        run.tracker.table(name, made[name].frame)
+    if "main" in settings.make:
+        write_text(Path(settings.dir or run.out, "main.txt"), terminal(made["main"].frame, setting))
+    if "figures" in settings.make:
+        rises = pd.concat(map(pd.read_parquet, run.layout.rises(study)), ignore_index=True)
+        figures = {
+            "dose_response": dose_response_figure(made["dose_response"].frame, study.reference),
+            "sensitivity": sensitivity_figure(rises),
+        }
+        for name, figure in figures.items():
+            for suffix in ("png", "pdf"):
+                with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
+                    save(figure, path, suffix)
     points = {family: point and f"{point['perturbation']} {point['level']:g}" for family, point in headline.items()}
     run.finish({"headline": points, "records": len(records)}, f"{len(records)} records")
 

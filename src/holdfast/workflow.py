@@ -64,23 +64,25 @@ class Workflow:
         """What the tables are computed from."""
         return self.layout.records(self.study) + self.layout.rises(self.study)
 
-    def tables(self) -> list[Path]:
-        tables = [self.layout.tables / f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")]
-        tables.append(self.layout.tables / "main.txt")
-        return tables + [self.layout.figures / f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")]
+    def products(self) -> dict[str, list[Path]]:
+        """What the tables stage makes, a job for each."""
+        made = {name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")] for name in TABLES}
+        made["main"].append(self.layout.tables / "main.txt")
+        return made | {"figures": [self.layout.figures / f"{f}.{s}" for f in FIGURES for s in ("png", "pdf")]}
 
     def targets(self) -> list[Path]:
         """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its
         metrics, and a table that is older than the failure can no longer pass for current."""
         grid, layout = self.study, self.layout
-        made = [layout.data, layout.tables]
+        made = [layout.data, *(layout.root / "tables" / name for name in self.products())]
         for model in grid.models:
             made += [layout.pretrain(model)] * self.pretrained(model)
             for seed in grid.seeds:
                 made += [layout.align(model, seed), layout.probe(model, seed)]
                 for method in grid.methods:
                     made += [self.checkpoint_folder(model, method, seed), layout.evaluate(model, method, seed)]
-        return self.tables() + [folder / "metrics.json" for folder in dict.fromkeys(made)]
+        files = [path for paths in self.products().values() for path in paths]
+        return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
 
     @cache  # noqa: B019 - one instance lives as long as the workflow
     def _composed(self, model: str | None = None, method: str | None = None) -> DictConfig:

@@ -1,17 +1,24 @@
-rule tables:
-    input:
-        flow.measured(),
-        "src/holdfast/tables.py",
-    output:
-        flow.tables(),
-        metrics=flow.layout.tables / "metrics.json",
-    log:
-        flow.layout.root / "tables.log",
-    conda:
-        "../../environment.yml"
-    params:
-        settings=flow.settings("tables"),
-    message:
-        "tables {flow.study.name}"
-    shell:
-        "eval python -m holdfast.tables $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+for product, files in flow.products().items():
+
+    rule:
+        name:
+            f"tables_{product}"
+        input:
+            flow.measured(),
+            "src/holdfast/tables.py",
+        output:
+            files,
+            metrics=flow.layout.root / "tables" / product / "metrics.json",
+        log:
+            flow.layout.root / "tables" / product / "log.txt",
+        conda:
+            "../../environment.yml"
+        params:
+            settings=flow.settings("tables"),
+            make=product,
+            places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures}",
+        message:
+            "tables {flow.study.name}: {params.make}"
+        shell:
+            "eval python -m holdfast.tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
+            "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
