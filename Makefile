@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 tables: $(INSTALLED)
 	@$(BIN)/snakemake --cores all results/tables --config study=$(STUDY)
-	@echo; cat results/tables/$(STUDY)/main.txt; echo
+	@echo; cat results/tables/$(STUDY)/main.txt; echo; cat results/tables/$(STUDY)/claims.txt; echo
 	@ls results/tables/$(STUDY)/*.csv results/tables/$(STUDY)/*.md results/tables/$(STUDY)/*.tex results/$(STUDY)/figures/*
 
 test: $(INSTALLED)

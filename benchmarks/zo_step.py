@@ -136,8 +136,9 @@ def most_sensitive(model: nn.Module, ids: Tensor, count: int) -> list[str]:
     """The probe's own choice, by one draw."""
     groups = weight_groups(model)
     layers = decoder_layers(groups)
-    rises = sensitivity(lambda: nll(model, ids, True), {k: groups[k] for k in layers}, sigma=0.1, draws=1, seed=0)
-    best = sorted(layers, key=lambda k: -rises[k].mean().item())[:count]
+    own = {k: groups[k] for k in layers}
+    sides = sensitivity(model, lambda m, batch: nll(m, batch, True), [ids], own, sigma=0.1, draws=1, seed=0)
+    best = sorted(layers, key=lambda k: -sides[k].rise.mean().item())[:count]
     return sorted(best, key=layers.index)
 
 

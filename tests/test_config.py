@@ -21,7 +21,7 @@ BAD = [
     ("refine", ["refine.mu=-1"], "refine.mu=-1.0: must be above 0"),
     ("refine", ["refine.queries=0"], "refine.queries=0: must be at least 1"),
     ("refine", ["refine.loss=dpo2"], "choose one of margin, nll"),
-    ("tables", ["tables.make=[mian]"], "tables.make=mian: choose one of main, dose_response, quantization, figures"),
+    ("tables", ["tables.make=[mian]"], "tables.make=mian: choose one of estimates, main, dose_response, quantization"),
     ("refine", ["method.select.k=9"], "method.select.k=9: tiny has 6 decoder layers"),
     ("refine", ["method=zo_selectiv"], "did you mean zo_selective?"),
     ("refine", ["model=huge"], "model=huge: no such choice; choose one of "),

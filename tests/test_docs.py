@@ -23,7 +23,7 @@ BLOCKS = [
 def test_python_blocks_run_as_printed(name, block, tmp_path, tokenizer):
     from conftest import random_llama
 
-    folder = tmp_path / "results/tiny/tiny/align/s0/model"
+    folder = tmp_path / "results/tiny/tiny/sft/align/s0/model"
     random_llama(tokenizer, layers=6).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ended = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -105,9 +106,28 @@ def test_the_new_method_is_a_method(tokenizer):
         logits = model(input_ids=ids).logits[:, :-1]
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
 
-    batch = torch.arange(5, 37).reshape(2, 16)
-    settings = OmegaConf.create({"steps": 6, "first_order_lr": 1.0e-3})
-    task = Task(model, loss, iter([batch] * 6), ["layer.1"], settings, 0, "", Path("x"), lambda r: r, lambda v: None)
+    class Endless:
+        """In the place of `Batches`."""
+
+        def stream(self, size, seed):
+            return itertools.repeat(torch.arange(5, 37).reshape(2, 16))
+
+    settings = OmegaConf.create({"steps": 9, "queries": 1, "batch_size": 2, "first_order_lr": 1.0e-3})
+    task = Task(
+        model=model,
+        loss=loss,
+        batches=Endless(),
+        layers=["layer.1"],
+        method=OmegaConf.create({"share": 1.0}),
+        settings=settings,
+        seed=0,
+        data="",
+        origin=lambda: None,
+        trajectory=Path("x"),
+        source=None,
+        progress=iter,
+        log=lambda values: None,
+    )
     outcome = scope["signs"](task)
     assert outcome.losses[-1] < outcome.losses[0]
     assert outcome.forwards == 18
@@ -119,3 +139,4 @@ def test_the_study_composes(place):
     assert list(cfg.study.methods) == ["aligned", "zo_one"]
     assert "fine_rtn" in cfg.perturb
     assert composed([*shlex.split(line[4:]), "method=zo_one"]).method.select.k == 1
+    assert composed([*shlex.split(line[4:]), "align=sft_short"]).align.steps == 40

@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 
 from holdfast.compose import composed
-from holdfast.metrics.rates import by_point, headline_points
-from holdfast.metrics.resamples import Resamples
-from holdfast.reporting import Setting, dose_response, main_table, quantization, terminal
+from holdfast.reporting import Measured, Setting, dose_response, main_table, quantization, terminal
 
 POINTS = [  # perturbation, family, level, draws, generated, ran, share of harmful prompts that comply
     ("none", "clean", 0, 1, True, "", {"aligned": 0.0, "zo_all": 0.0}),
@@ -51,12 +49,13 @@ def made():
     unscored = (records["perturbation"] == "rtn") & (records["id"] == "test harmful 39")
     records.loc[unscored, "verdict"] = "unscored"
     cfg = composed(
-        ["study.methods=[aligned,zo_all]", "tables.coverage.studies=50", "tables.coverage.matched_studies=5"]
+        [
+            *("study.methods=[aligned,zo_all]", "tables.resamples=100"),
+            *("tables.coverage.studies=50", "tables.coverage.matched_studies=5"),
+        ]
     )
-    resamples = Resamples(records, 100)
-    metrics = by_point(records, resamples, cfg.tables.over_refusal)
-    setting = Setting.of(records, resamples, cfg, headline_points(metrics, "aligned", cfg.tables.headline_asr))
-    return metrics, setting
+    measured = Measured.of(records, cfg)
+    return measured.metrics, Setting.of(measured, cfg)
 
 
 def test_main_table(made):

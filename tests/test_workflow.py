@@ -17,7 +17,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
-TABLES = {"tables_main", "tables_dose_response", "tables_quantization", "tables_figures"}
+PRODUCTS = ("estimates", "main", "dose_response", "quantization", "selection", "cost", "claims", "figures")
+TABLES = {f"tables_{product}" for product in PRODUCTS}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -80,7 +81,7 @@ def test_tables_and_figures_are_there(ran):
 
 
 def test_records_hold_one_row_per_prompt_and_point(ran):
-    records = pd.read_parquet(ran / "results/smoke/tiny/evaluate/zo_selective/s0/records.parquet")
+    records = pd.read_parquet(ran / "results/smoke/tiny/sft/evaluate/zo_selective/s0/records.parquet")
     assert not records.duplicated(["id", "perturbation", "level", "draw"]).any()
     test = records[records["split"] == "test"]
     assert set(test["verdict"].dropna()) == set(test.loc[test["response"].notna(), "verdict"])
@@ -156,7 +157,7 @@ def test_one_deleted_table_is_rebuilt_alone(ran):
 
 def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     before = digests(ran)
-    (ran / "results/smoke/tiny/refine/zo_selective/s0/metrics.json").unlink()
+    (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").unlink()
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
     with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         pattern = "python -m holdfast.refine study=smoke"
@@ -172,6 +173,6 @@ def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
             if "bash" not in Path(f"/proc/{process}/comm").read_text():
                 os.kill(process, signal.SIGKILL)
         assert first.wait(120) != 0
-    assert not (ran / "results/smoke/tiny/refine/zo_selective/s0/metrics.json").exists()
+    assert not (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").exists()
     assert snakemake(ran, "results/tables", *SMOKE).returncode == 0
     assert digests(ran) == before

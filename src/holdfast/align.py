@@ -1,8 +1,9 @@
-"""Align stage: first-order alignment by supervised fine-tuning on refusals and benign answers (TRL)."""
+"""Align stage: teaches the base model to refuse, by SFT or DPO (TRL), or by zeroth-order steps alone."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,32 +12,96 @@ from holdfast.errors import UserError
 from holdfast.paths import Layout
 from holdfast.stage import Run, launch
 
+PASS = 3  # forward-equivalents of a first-order step: a backward counts as two
+
 
 def run(run: Run) -> None:
+    model, tokenizer = models.load(models.base_of(run.cfg.model, run.layout), run.cfg.model)
+    rows = models.prompts_of(run.layout, "train")
+    # Equal parts: a batch is drawn from as many harmful as benign rows.
+    rows = rows.groupby("label").sample(rows["label"].value_counts().min(), random_state=run.seed)
+    align = {"sft": sft, "dpo": dpo, "zo": zeroth_order}[run.cfg.align.kind]
+    losses, forwards, sequences = align(run, model, tokenizer, rows)
+    if not math.isfinite(sum(losses)):
+        raise UserError(f"align: the loss is {sum(losses)}; lower align.lr={run.cfg.align.lr}")
+    models.save(model, tokenizer, run.out)
+    metrics = {"loss": losses, "forwards": forwards, "sequences": sequences}
+    run.finish(metrics, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+def sft(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], int, int]:
+    """Supervised fine-tuning on the responses: losses, forward-equivalents of one batch, and times its sequences."""
+    from trl import SFTConfig, SFTTrainer
+
+    settings = run.cfg.align
+    turns = [{"prompt": _user(r.prompt), "completion": _assistant(r.response)} for r in rows.itertuples()]
+    optimizer = {"optim": settings.optimizer, "optim_args": "momentum=0.9" if settings.optimizer == "sgd" else None}
+    losses = _train(run, model, tokenizer, turns, SFTTrainer, SFTConfig, {"completion_only_loss": True, **optimizer})
+    return losses, PASS * settings.steps, PASS * settings.steps * settings.batch_size
+
+
+def dpo(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], int, int]:
+    """Direct preference optimization of the response over the opening of the other answer, the base model being the
+    reference. The chosen answer's own NLL, weighted by `sft_weight`, keeps it likely in itself."""
+    from trl import DPOConfig, DPOTrainer
+
+    settings, openings = run.cfg.align, run.cfg.openings.loss
+    other = {"harmful": openings.compliance[0], "benign": openings.refusal[0]}
+    turns = [
+        {"prompt": _user(r.prompt), "chosen": _assistant(r.response), "rejected": _assistant(other[r.label])}
+        for r in rows.itertuples()
+    ]
+    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.sft_weight], "beta": settings.beta}
+    own = {**losses, "precompute_ref_log_probs": True}
+    history = _train(run, model, tokenizer, turns, DPOTrainer, DPOConfig, own)
+    reference = 2 * len(rows)
+    sequences = 2 * PASS * settings.steps * settings.batch_size + reference
+    return history, PASS * settings.steps + math.ceil(len(rows) / settings.batch_size), sequences
+
+
+def zeroth_order(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], int, int]:
+    """Two-point steps on the decoder's matrices from the base model, on the likelihood of the responses."""
+    from holdfast.methods.losses import LOSSES, Batches
+    from holdfast.zo import ZeroOrderRefiner, weight_groups
+    from holdfast.zo.layers import decoder_layers
+
+    settings = run.cfg.align
+    batches = Batches(rows, tokenizer, run.cfg.openings.loss, "nll", model.device).stream(
+        settings.batch_size, run.seed
+    )
+    refiner = ZeroOrderRefiner(
+        model,
+        LOSSES["nll"],
+        layers=decoder_layers(weight_groups(model)),
+        mu=settings.mu,
+        lr=settings.lr,
+        queries=settings.queries,
+        normalize="rms",
+        seed=run.seed,
+    )
+    for _ in run.progress(range(settings.steps)):
+        try:
+            run.tracker.log({"loss": refiner.step(next(batches)).loss})
+        except FloatingPointError as error:
+            raise UserError(f"{error}; here align.mu and align.lr") from None
+    forwards = 2 * settings.queries * settings.steps
+    return refiner.losses, forwards, forwards * settings.batch_size
+
+
+def _train(
+    run: Run, model: Any, tokenizer: Any, turns: list[dict[str, Any]], trainer: Any, config: Any, own: dict[str, Any]
+) -> list[float]:
+    """The loss of every step of one of TRL's trainers, which trains `model` in place; `own`: its own arguments."""
     import os
 
     os.environ["WANDB_DISABLED"] = "true"  # one W&B run per stage: ours
+    import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
     settings = run.cfg.align
-    model, tokenizer = models.load(models.base_of(run.cfg.model, run.layout), run.cfg.model)
-    rows = models.prompts_of(run.layout, "train")
-    # Equal parts: a batch of SFT is drawn from as many harmful as benign rows.
-    least = rows["label"].value_counts().min()
-    rows = rows.groupby("label").sample(least, random_state=run.seed)
-    turns = Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": r.prompt}],
-                "completion": [{"role": "assistant", "content": r.response}],
-            }
-            for r in rows.itertuples()
-        ]
-    )
-    arguments = SFTConfig(
+    arguments = config(
         output_dir=str(run.out / "trainer"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -44,8 +109,8 @@ def run(run: Run) -> None:
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(settings.warmup * settings.steps),
         max_length=settings.max_length,
-        completion_only_loss=True,
-        bf16=run.cfg.model.dtype == "bfloat16",
+        # Mixed precision is CUDA's; on a CPU a bfloat16 model trains in its own type.
+        bf16=run.cfg.model.dtype == "bfloat16" and torch.cuda.is_available(),
         activation_checkpointing=False,
         dataloader_pin_memory=False,
         logging_steps=1,
@@ -53,6 +118,7 @@ def run(run: Run) -> None:
         report_to=[],
         disable_tqdm=True,
         seed=run.seed,
+        **own,
     )
     steps = iter(run.progress(range(settings.steps + 1)))
 
@@ -65,14 +131,19 @@ def run(run: Run) -> None:
         def on_log(self, args: object, state: object, control: object, logs: dict, **_: object) -> None:
             run.tracker.log({key: value for key, value in logs.items() if isinstance(value, float)})
 
-    trainer = SFTTrainer(model, args=arguments, train_dataset=turns, processing_class=tokenizer, callbacks=[Report()])
-    trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
-    if not math.isfinite(result.training_loss):
-        raise UserError(f"align: the loss is {result.training_loss}; lower align.lr={settings.lr}")
-    models.save(trainer.model, tokenizer, run.out)
-    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    run.finish({"loss": history}, f"loss {history[0]:.3f} to {history[-1]:.3f}")
+    data = Dataset.from_list(turns)
+    made = trainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[Report()])
+    made.remove_callback(PrinterCallback)
+    made.train()
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def inputs(cfg: DictConfig) -> models.Inputs:

@@ -8,7 +8,17 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from holdfast.config import LEVELS, OPTIONS, Config, PerturbConfig, ShapeConfig, SourceConfig
+from holdfast.config import (
+    ALIGN_OPTIONS,
+    LEVELS,
+    METHOD_OPTIONS,
+    OPTIONS,
+    BlockConfig,
+    Config,
+    PerturbConfig,
+    ShapeConfig,
+    SourceConfig,
+)
 from holdfast.datasets.rows import EVALUATION
 from holdfast.errors import UserError
 
@@ -16,6 +26,8 @@ from holdfast.errors import UserError
 def check(cfg: DictConfig) -> None:
     """Raise `UserError` for the first value that is missing, out of range or not among its options."""
     _check_node(cfg, Config, "")
+    for name, block in cfg.study.also.items():
+        _check_node(block, BlockConfig, f"study.also.{name}.")
     for name, perturb in cfg.perturb.items():
         _check_node(perturb, PerturbConfig, f"perturb.{name}.")
         _check_perturbation(f"perturb.{name}", perturb)
@@ -24,20 +36,20 @@ def check(cfg: DictConfig) -> None:
     for name, source in cfg.data.sources.items():
         _check_node(source, SourceConfig, f"data.sources.{name}.")
         _check_source(f"data.sources.{name}", source)
-    if cfg.method.select.rule == "top_k" and cfg.model.shape and cfg.method.select.k > cfg.model.shape.layers:
+    if cfg.probe.sigma in cfg.probe.other_sigmas:
+        raise UserError(
+            f"probe.other_sigmas={list(cfg.probe.other_sigmas)}: {cfg.probe.sigma:g} is probe.sigma already"
+        )
+    _check_options("align", cfg.align, ALIGN_OPTIONS)
+    _check_options("method", cfg.method, METHOD_OPTIONS)
+    if cfg.method.select.rule.endswith("_k") and cfg.model.shape and cfg.method.select.k > cfg.model.shape.layers:
         raise UserError(
             f"method.select.k={cfg.method.select.k}: {cfg.model.name} has {cfg.model.shape.layers} decoder layers"
         )
 
 
 def _check_perturbation(key: str, perturb: DictConfig) -> None:
-    reads = OPTIONS[perturb.kind]
-    for option in {name for names in OPTIONS.values() for name in names}:
-        if perturb[option] is None and option in reads:
-            raise UserError(f"{key}.{option}: no value is given; kind={perturb.kind} needs one")
-        if perturb[option] is not None and option not in reads:
-            its = ", ".join(reads) or "none"
-            raise UserError(f"{key}.{option}: kind={perturb.kind} does not read it; its options: {its}")
+    _check_options(key, perturb, OPTIONS)
     unit, least, most, whole = LEVELS[perturb.kind]
     for level in perturb.levels:
         if not least <= level <= most or (whole and level != int(level)):
@@ -46,6 +58,17 @@ def _check_perturbation(key: str, perturb: DictConfig) -> None:
             raise UserError(f"{key}.levels={list(perturb.levels)}: give {unit}, {kind} from {least:g}{most_words}")
     if extra := set(perturb.generate or []) - set(perturb.levels):
         raise UserError(f"{key}.generate: {sorted(extra)} not among levels={list(perturb.levels)}")
+
+
+def _check_options(key: str, node: DictConfig, options: dict[str, tuple[str, ...]]) -> None:
+    """Whether a section gives what its kind reads, and nothing that another kind does."""
+    reads = options[node.kind]
+    for option in sorted({name for names in options.values() for name in names}):
+        if node[option] is None and option in reads:
+            raise UserError(f"{key}.{option}: no value is given; kind={node.kind} needs one")
+        if node[option] is not None and option not in reads:
+            its = ", ".join(reads) or "none"
+            raise UserError(f"{key}.{option}: kind={node.kind} does not read it; its options: {its}")
 
 
 def _check_source(key: str, source: DictConfig) -> None:
@@ -84,10 +107,14 @@ def _section_type(spec: Field[Any]) -> Any:
 def _check_value(key: str, value: Any, limits: Any) -> None:
     if isinstance(value, ListConfig) and len(value) == 0 and not limits.get("may_be_empty"):
         raise UserError(f"{key}: the list is empty; give at least one")
+    for one in value if isinstance(value, ListConfig) else [value]:
+        _check_one(key, one, limits)
+
+
+def _check_one(key: str, value: Any, limits: Any) -> None:
     options = limits.get("options")
-    for word in value if isinstance(value, ListConfig) else [value]:
-        if options and word not in options:
-            raise UserError(f"{key}={word}: choose one of {', '.join(options)}")
+    if options and value not in options:
+        raise UserError(f"{key}={value}: choose one of {', '.join(options)}")
     above, least, most = (limits.get(bound) for bound in ("above", "least", "most"))
     if isinstance(value, float) and value != value:
         raise UserError(f"{key}={value}: give a number")

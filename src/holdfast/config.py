@@ -22,12 +22,28 @@ def choice(*options: str) -> Any:
     return field(default=MISSING, metadata={"options": options})
 
 
+def option(*words: str, **limits: float) -> Any:
+    """What some kinds read and others must not be given."""
+    return field(default=None, metadata={"options": words} | limits)
+
+
+@dataclass
+class BlockConfig:
+    """Runs beside a study's main grid."""
+
+    models: list[str] | None = None  # null: those of the main grid
+    aligns: list[str] = MISSING
+    methods: list[str] = MISSING
+
+
 @dataclass
 class StudyConfig:
     name: str = MISSING
     models: list[str] = MISSING
+    aligns: list[str] = MISSING
     methods: list[str] = MISSING
     seeds: list[int] = MISSING
+    also: dict[str, BlockConfig] = field(default_factory=dict)
     reference: str = "aligned"  # the method that all others are compared with
 
 
@@ -119,39 +135,104 @@ class PretrainConfig(TrainConfig):
     prompt_loss: bool = MISSING  # whether the loss also covers the prompt tokens
 
 
+# The options of AlignConfig that each kind reads, all of which must be given; no others may be.
+ALIGN_OPTIONS: dict[str, tuple[str, ...]] = {
+    "sft": ("optimizer", "max_length", "warmup"),
+    "dpo": ("beta", "sft_weight", "max_length", "warmup"),
+    "zo": ("mu", "queries"),
+}
+
+
 @dataclass
 class AlignConfig(TrainConfig):
-    max_length: int = ranged(least=16)
-    warmup: float = ranged(least=0, most=1)
+    name: str = MISSING
+    kind: str = choice(*ALIGN_OPTIONS)
+    optimizer: str | None = option("adamw_torch", "sgd")
+    max_length: int | None = option(least=16)
+    warmup: float | None = option(least=0, most=1)
+    beta: float | None = option(above=0)
+    sft_weight: float | None = option(least=0)  # of the chosen answer's NLL beside DPO's own loss
+    mu: float | None = option(above=0)
+    queries: int | None = option(least=1)
+
+
+@dataclass
+class OnlineConfig:
+    """Refinement on random halves of the layers, for the sake of its evaluations: its updates are not kept."""
+
+    steps: int = ranged(least=0)
+    queries: int = ranged(least=1)
+    batch_size: int = ranged(least=2)
+    mu: float = ranged(above=0)
+    lr: float = ranged(above=0)
 
 
 @dataclass
 class ProbeConfig:
     loss: str = choice("margin", "nll")
-    sigma: float = ranged(above=0)
+    sigma: float = ranged(above=0)  # what layers are selected at
+    other_sigmas: list[float] = field(default_factory=list, metadata={"above": 0, "may_be_empty": True})
     draws: int = ranged(least=1)
     prompts: int = ranged(least=2)
     batch_size: int = ranged(least=1)
+    # Beside noise on the weights of one group: on all decoder layers together, on one layer's activations (of
+    # `activation_sigma`), rounding of one group's weights (to `bits`).
+    compare: list[str] = field(
+        default_factory=list, metadata={"options": ("together", "activations", "quantization"), "may_be_empty": True}
+    )
+    activation_sigma: float = ranged(above=0)
+    bits: int = ranged(least=2, most=16)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    outcome_draws: int = ranged(least=0)  # of noise on one layer alone, to see what that does to the ASR
+    over_refusal: float = ranged(above=0, most=0.5)
 
 
 @dataclass
 class SelectConfig:
-    rule: str = choice("all", "top_k")
+    rule: str = choice(
+        "all", "everything", "top_k", "bottom_k", "random_k"
+    )  # all: decoder layers; everything: also embeddings and head
     k: int = ranged(least=1)
+    by: str = field(default="probe", metadata={"options": ("probe", "online")})
+
+
+# The options of MethodConfig that each kind reads, all of which must be given; no others may be.
+METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "zeroth_order": (),
+    "subspace": ("sigma", "tie"),
+    "first_order": (),
+    "smoothed": ("sigma",),
+    "noise_stability": ("sigma",),
+    "sam": ("rho",),
+    "neftune": ("alpha",),
+    "weight_averaging": (),
+    "sign_shuffled": ("of",),
+    "extrapolate": ("alpha",),
+    "threshold_shift": ("over_refusal",),
+}
 
 
 @dataclass
 class MethodConfig:
     name: str = MISSING
-    kind: str = choice("none", "zeroth_order", "first_order")
+    kind: str = choice(*METHOD_OPTIONS)
     select: SelectConfig = field(default_factory=SelectConfig)
+    share: float = field(default=1.0, metadata={"above": 0, "most": 1})  # of the common budget
+    of: str | None = None  # the method whose walk a control repeats
+    sigma: float | None = option(above=0)  # of the weight noise under which the loss is taken, relative to rms
+    tie: str | None = option("tensor", "layer", "model")  # which tensors share a coefficient of the subspace
+    rho: float | None = option(above=0)  # SAM's radius
+    alpha: float | None = option(above=0)  # NEFTune's noise; how far to extrapolate
+    over_refusal: float | None = option(above=0, most=0.5)
 
 
 @dataclass
 class RefineConfig:
     """Shared by all methods, so that they meet on equal terms."""
 
-    loss: str = choice("margin", "nll")
+    loss: str = choice("margin", "nll", "dpo")
+    beta: float = ranged(above=0)  # of dpo
     steps: int = ranged(least=1)
     queries: int = ranged(least=1)
     batch_size: int = ranged(least=2)
@@ -190,11 +271,6 @@ LEVELS: dict[str, tuple[str, float, float, bool]] = {
     "decoding": ("temperature", 0, float("inf"), False),
     "prefill": ("tokens", 0, float("inf"), True),
 }
-
-
-def option(*words: str, **limits: float) -> Any:
-    """What some kinds of perturbation read and others must not be given."""
-    return field(default=None, metadata={"options": words} | limits)
 
 
 @dataclass
@@ -279,11 +355,27 @@ class CoverageConfig:
     spreads: list[float] = MISSING
 
 
+# What the tables stage makes, and the parts of a study that each is made from beside the estimates.
+PRODUCTS: dict[str, tuple[str, ...]] = {
+    "estimates": (),
+    "main": (),
+    "dose_response": (),
+    "quantization": (),
+    "selection": ("sensitivity", "online", "outcomes", "costs"),
+    "cost": ("costs", "timing"),
+    "claims": ("sensitivity", "online", "costs"),
+    "optimizers": ("sensitivity", "costs"),
+    "figures": ("sensitivity", "costs"),
+    "evidence": ("sensitivity", "online", "outcomes", "costs", "timing"),
+}
+ESTIMATES = ("metrics.npy", "index.json")  # the files of "estimates"
+
+
 @dataclass
 class TablesConfig:
-    make: list[str] = field(
-        default=MISSING, metadata={"options": ("main", "dose_response", "quantization", "figures")}
-    )
+    make: list[str] = field(default=MISSING, metadata={"options": tuple(PRODUCTS)})
+    source: str | None = None  # folder of a study's compact records; null: its runs' own folders
+    estimates: str | None = None  # folder of the estimates; null: computed anew
     dir: str | None = None  # where tables go, and
     figures: str | None = None  # figures; null: the run's own folder
     over_refusal: float = ranged(above=0, most=0.5)
@@ -292,6 +384,45 @@ class TablesConfig:
     resamples: int = ranged(least=50)
     equivalence: float = ranged(above=0, most=1)
     coverage: CoverageConfig = field(default_factory=CoverageConfig)
+
+
+@dataclass
+class HeadlineConfig:
+    """The point at which a family is judged."""
+
+    perturbation: str = MISSING
+    level: float = MISSING
+
+
+@dataclass
+class RolesConfig:
+    """The methods that play a part in a claim."""
+
+    paper: str = MISSING
+    all: str = MISSING
+    random: str = MISSING
+    shuffled: str = MISSING
+    extrapolate: str = MISSING
+    online: str = MISSING
+    forward_only: list[str] = MISSING
+    first_orders: list[str] = MISSING
+
+
+@dataclass
+class ClaimsConfig:
+    """The rules by which claims are judged, to be fixed before a study is run."""
+
+    primary: str = choice("asr_matched", "asr_margin")
+    margin: float = ranged(above=0, most=1)  # a difference within this counts as none
+    confidence: float = ranged(above=0.5, most=0.999)
+    stable: float = ranged(least=-1, most=1)  # the rank correlation above which an order of layers is stable
+    overhead: float = ranged(above=0)  # of refinement over alignment, as a share
+    top_k: int = ranged(least=1)  # layers that a choice is compared by
+    families: dict[str, HeadlineConfig] = field(default_factory=dict)
+    judged: list[str] = MISSING  # recipes
+    lengths: list[str] = MISSING  # recipes, by the length of their alignment
+    optimizers: list[str] = field(default_factory=list, metadata={"may_be_empty": True})  # recipes to be compared
+    methods: RolesConfig = field(default_factory=RolesConfig)
 
 
 @dataclass
@@ -309,13 +440,14 @@ class Config:
     openings: OpeningSets = field(default_factory=OpeningSets)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)  # takes some of its values from refine
     perturb: dict[str, PerturbConfig] = field(default_factory=dict)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
+    claims: ClaimsConfig = field(default_factory=ClaimsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = ranged(least=0)
     results: str = MISSING
@@ -324,9 +456,10 @@ class Config:
 READS: dict[str, tuple[str, ...]] = {
     "data": ("data", "openings"),
     "pretrain": ("model", "pretrain"),
-    "align": ("model", "align"),
+    "align": ("model", "align", "openings"),
     "probe": ("model", "probe", "openings"),
     "refine": ("model", "method", "refine", "openings"),
+    "tune": ("model", "method", "refine", "perturb", "judge", "evaluate", "openings", "tables"),
     "evaluate": ("model", "method", "perturb", "judge", "evaluate", "openings"),
-    "tables": ("study", "tables", "evaluate", "perturb", "judge"),
+    "tables": ("study", "tables", "claims", "probe", "evaluate", "perturb", "judge"),
 }

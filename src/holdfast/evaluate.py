@@ -25,10 +25,9 @@ def run(run: Run) -> None:
     from holdfast.perturbations import Arm, grid, perturbed, what_ran
     from holdfast.scorer import Scorer
 
-    model_name, method = run.names
     # Headline levels are chosen on the tuning split of the unrefined model, so only there is it scored.
     splits = (*SPLITS, ("tune", "harmful")) if run.cfg.method.kind == "none" else SPLITS
-    folder = run.layout.checkpoint(model_name, method, run.cfg.method.kind, run.seed) / "model"
+    folder = run.layout.checkpoint(*run.names, run.cfg.method.kind, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
     prompts = pd.concat(
         [
@@ -56,9 +55,8 @@ def run(run: Run) -> None:
             )
         )
     records = scorer.judged(pd.concat(frames, ignore_index=True), model)
-    records.insert(0, "model", model_name)
-    records.insert(1, "method", method)
-    records.insert(2, "seed", run.seed)
+    for place, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
+        records.insert(place, column, value)
     run.save_table(records, "records.parquet")
     harmful = records[(records["family"] == "clean") & (records["split"] == "test") & (records["label"] == "harmful")]
     asr = float((harmful["verdict"] == "complied").mean())
@@ -112,7 +110,7 @@ def _capped(rows: Any, most: int | None) -> Any:
 
 
 def inputs(cfg: DictConfig) -> models.Inputs:
-    made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.method.name, cfg.method.kind, cfg.seed)
+    made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.align.name, cfg.method.name, cfg.method.kind, cfg.seed)
     return {**models.data_inputs(cfg), made / "metrics.json": "align" if cfg.method.kind == "none" else "refine"}
 
 

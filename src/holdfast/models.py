@@ -21,7 +21,10 @@ def data_inputs(cfg: DictConfig) -> Inputs:
 
 
 def aligned_inputs(cfg: DictConfig) -> Inputs:
-    return {**data_inputs(cfg), Layout.of(cfg).align(cfg.model.name, cfg.seed) / "metrics.json": "align"}
+    return {
+        **data_inputs(cfg),
+        Layout.of(cfg).align(cfg.model.name, cfg.align.name, cfg.seed) / "metrics.json": "align",
+    }
 
 
 def base_of(model: DictConfig, layout: Layout) -> str:

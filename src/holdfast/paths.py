@@ -41,27 +41,39 @@ class Layout:
     def pretrain(self, model: str) -> Path:
         return self.root / model / "pretrain"
 
-    def align(self, model: str, seed: int | str) -> Path:
-        return self.root / model / "align" / f"s{seed}"
+    def align(self, model: str, recipe: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "align" / f"s{seed}"
 
-    def probe(self, model: str, seed: int | str) -> Path:
-        return self.root / model / "probe" / f"s{seed}"
+    def probe(self, model: str, recipe: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "probe" / f"s{seed}"
 
-    def refine(self, model: str, method: str, seed: int | str) -> Path:
-        return self.root / model / "refine" / method / f"s{seed}"
+    def refine(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "refine" / method / f"s{seed}"
 
-    def evaluate(self, model: str, method: str, seed: int | str) -> Path:
-        return self.root / model / "evaluate" / method / f"s{seed}"
+    def evaluate(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "evaluate" / method / f"s{seed}"
 
-    def checkpoint(self, model: str, method: str, kind: str, seed: int | str) -> Path:
+    def checkpoint(self, model: str, recipe: str, method: str, kind: str, seed: int | str) -> Path:
         """The run folder whose model a method's evaluation loads; `kind: none` means no refinement at all."""
-        return self.align(model, seed) if kind == "none" else self.refine(model, method, seed)
+        return self.align(model, recipe, seed) if kind == "none" else self.refine(model, recipe, method, seed)
 
     def records(self, study: DictConfig) -> list[Path]:
         """What every evaluation of a study's grid writes."""
-        runs = [(m, d, s) for m in study.models for d in study.methods for s in study.seeds]
-        return [self.evaluate(*run) / "records.parquet" for run in runs]
+        return [self.evaluate(*run, seed) / "records.parquet" for run in grid(study) for seed in study.seeds]
 
-    def rises(self, study: DictConfig) -> list[Path]:
-        """What every probe of a study's grid writes."""
-        return [self.probe(m, s) / "sensitivity.parquet" for m in study.models for s in study.seeds]
+    def probes(self, study: DictConfig) -> list[Path]:
+        """The folders of the probes of a study's main grid; beside it, only what a method selects by is probed."""
+        return [self.probe(m, a, s) for m in study.models for a in study.aligns for s in study.seeds]
+
+
+def grid(study: DictConfig) -> list[tuple[str, str, str]]:
+    """Every (model, recipe of alignment, method) of a study, to be run at each of its seeds."""
+    blocks = [study, *study.also.values()]
+    runs = [
+        (model, recipe, method)
+        for block in blocks
+        for model in block.models or study.models
+        for recipe in block.aligns
+        for method in block.methods
+    ]
+    return list(dict.fromkeys(runs))

@@ -1,6 +1,8 @@
-"""Probe stage: how much the alignment loss rises when one layer alone is perturbed."""
+"""Probe stage: how much the alignment loss rises when one layer alone is perturbed, and what that does to the ASR."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from holdfast import models
 from holdfast.stage import Run, launch
@@ -8,44 +10,36 @@ from holdfast.stage import Run, launch
 
 def run(run: Run) -> None:
     import pandas as pd
-    import torch
 
-    from holdfast.methods.losses import LOSSES, Batches
-    from holdfast.zo import sensitivity, weight_groups
+    from holdfast.metrics.selection import rises
+    from holdfast.sensitivities import Probe
 
-    settings = run.cfg.probe
-    model, tokenizer = models.load(run.layout.align(run.names[0], run.seed) / "model", run.cfg.model)
-    rows = models.prompts_of(run.layout, "train")
-    batches = Batches(rows, tokenizer, run.cfg.openings.loss, settings.loss, model.device)
-    stream = batches.stream(settings.batch_size, run.seed)
-    chunks = [next(stream) for _ in range(-(-settings.prompts // settings.batch_size))]
-
-    def losses() -> torch.Tensor:
-        return torch.cat([LOSSES[settings.loss](model, chunk) for chunk in chunks])
-
-    groups = weight_groups(model)
-    rises = sensitivity(
-        losses,
-        groups,
-        sigma=settings.sigma,
-        draws=settings.draws,
-        seed=run.seed,
-        progress=lambda points: run.progress(points, "evaluation"),
-    )
-    sizes = {group: sum(p.numel() for p in tensors.values()) for group, tensors in groups.items()}
-    frame = pd.DataFrame(
-        {"model": run.names[0], "seed": run.seed, "group": group, "draw": draw, "example": example}
-        | {"rise": rise, "parameters": sizes[group]}
-        for group, found in rises.items()
-        for draw, examples in enumerate(found.tolist())
-        for example, rise in enumerate(examples)
-    )
-    run.save_table(frame, "sensitivity.parquet")
-    means = {group: found.mean().item() for group, found in rises.items()}
+    model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
+    settings, probe = run.cfg.probe, Probe(run, model, tokenizer)
+    # What layers are selected by comes first.
+    found = [probe.weights(settings.sigma)]
+    spent = probe.forwards
+    found += [probe.weights(sigma) for sigma in settings.other_sigmas]
+    found += [getattr(probe, kind)() for kind in settings.compare]
+    online, online_forwards = probe.online()
+    run.save_table(_named(run, pd.concat(found, ignore_index=True)), "sensitivity.parquet")
+    run.save_table(_named(run, online), "online.parquet")
+    run.save_table(_named(run, probe.outcomes()), "outcomes.parquet")
+    groups = [group for group in found[0]["group"].unique() if group != "all"]
+    means = dict(zip(groups, rises(found[0], groups).mean((0, 1)).tolist(), strict=True))
     for place, (group, mean) in enumerate(means.items()):
         run.tracker.log({"group": place, f"sensitivity/{group}": mean})
     top = max(means, key=lambda group: means[group])
-    run.finish({"sensitivity": means}, f"most sensitive: {top} (+{means[top]:.3f})")
+    rows = settings.batch_size * probe.batches.sequences, settings.online.batch_size * probe.batches.sequences
+    sequences = {"probe": round(spent * rows[0]), "online": online_forwards * rows[1]}
+    run.finish({"sensitivity": means, "sequences": sequences}, f"most sensitive: {top} (+{means[top]:.3f})")
+
+
+def _named(run: Run, frame: Any) -> Any:
+    """With columns in front that say what was probed."""
+    for place, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
+        frame.insert(place, column, value)
+    return frame.drop(columns="method")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Replay: base weights + trajectory = refined weights, bitwise.
 
 python -m holdfast.replay base=<Hub id or folder> trajectory=<file> out=<folder>
+
+A log of refinement within the alignment subspace also needs origin=<Hub id or folder>, the model before alignment.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 
 KEYS = ("base", "trajectory", "out")
+OPTIONAL = ("origin",)
 
 
 def main(arguments: list[str]) -> str:
@@ -31,8 +34,10 @@ def main(arguments: list[str]) -> str:
     quiet()
     try:
         dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
-        model, tokenizer = models.load(asked["base"], OmegaConf.create({"path": None, "dtype": dtypes.pop()}))
-        steps = replay(model, trajectory)
+        kind = OmegaConf.create({"path": None, "dtype": dtypes.pop()})
+        model, tokenizer = models.load(asked["base"], kind)
+        origin = models.load(asked["origin"], kind)[0] if "origin" in asked else None
+        steps = replay(model, trajectory, origin)
     except TrajectoryError as error:
         raise UserError(str(error)) from None
     model.save_pretrained(out)
@@ -43,8 +48,8 @@ def main(arguments: list[str]) -> str:
 def _parsed(arguments: list[str]) -> dict[str, str]:
     asked = dict(argument.partition("=")[::2] for argument in arguments)
     for key in asked:
-        if key not in KEYS:
-            raise UserError(f"{key}: no such key; choose one of {', '.join(KEYS)}")
+        if key not in KEYS + OPTIONAL:
+            raise UserError(f"{key}: no such key; choose one of {', '.join(KEYS + OPTIONAL)}")
     for key in KEYS:
         if not asked.get(key):
             raise UserError(f"{key}: no value is given; set {key}=…")

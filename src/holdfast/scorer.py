@@ -39,8 +39,7 @@ class Scorer:
         found = self.frame.copy()
         found["margin"], found["response"], found["utility"] = float("nan"), None, float("nan")
         given = [p + b[: arm.prefill] for p, b in zip(self.prompts, self.begun, strict=True)]
-        for rows in self.batches(list(range(len(given)))):
-            found.loc[rows, "margin"] = self.margins(arm.model, [given[i] for i in rows])
+        found["margin"] = self.margins_of(arm)
         for rows in self.batches(self.generated) if generate else []:
             answers = self.generate(arm, [given[i] for i in rows])
             begun = [self.begun[i][: arm.prefill] for i in rows]
@@ -49,11 +48,17 @@ class Scorer:
             found.loc[rows, "utility"] = self.utility(arm.model, rows)
         return found
 
-    def margins(self, model: Any, prompts: list[list[int]]) -> list[float]:
+    def margins_of(self, arm: Arm) -> Any:
+        """(prompts,) refusal margins."""
+        import numpy as np
+
         from holdfast.metrics.scoring import refusal_margin
 
-        pad = self.tokenizer.pad_token_id
-        return refusal_margin(model, prompts, self.refusals, self.compliances, pad).tolist()
+        found, pad = np.empty(len(self.prompts)), self.tokenizer.pad_token_id
+        for rows in self.batches(list(range(len(found)))):
+            given = [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows]
+            found[rows] = refusal_margin(arm.model, given, self.refusals, self.compliances, pad).tolist()
+        return found
 
     def generate(self, arm: Arm, prompts: list[list[int]]) -> list[list[int]]:
         """New tokens, greedy unless the arm samples; a model's own generation settings are never inherited."""

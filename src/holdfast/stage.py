@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -31,6 +31,14 @@ T = TypeVar("T")
 Inputs = Callable[[DictConfig], dict[Path, str]]
 
 
+class Names(NamedTuple):
+    """What a run is of: its model, the recipe that aligned it, and the method that refined it."""
+
+    model: str
+    recipe: str
+    method: str
+
+
 @dataclass
 class Run:
     """One execution of a stage. `cfg` holds only the sections that `READS` grants the stage."""
@@ -39,7 +47,7 @@ class Run:
     label: str
     cfg: DictConfig
     seed: int
-    names: tuple[str, str]  # of the model and of the method
+    names: Names
     layout: Layout
     out: Path
     tracker: Tracker
@@ -62,19 +70,53 @@ class Run:
         with replacing(self.out / name) as path:
             frame.to_parquet(path, index=False)
 
-    def finish(self, metrics: dict[str, Any], headline: str) -> None:
+    def finish(self, metrics: dict[str, Any], headline: str, timing: dict[str, float] | None = None) -> None:
         """Write the metrics last: their presence says that the stage ended well. Times go into a file of their own."""
         import resource
 
         seconds = time.perf_counter() - self.started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         write_text(self.out / "config.yaml", OmegaConf.to_yaml(self.cfg))
-        write_text(self.out / "timing.json", as_json({"seconds": seconds, "peak_rss_mib": peak}))
+        times = {"seconds": seconds, "peak_rss_mib": peak, **(timing or {})}
+        write_text(self.out / "timing.json", as_json(times))
         write_text(self.out / "metrics.json", as_json(metrics))
-        self.tracker.finish({**metrics, "seconds": seconds, "peak_rss_mib": peak})
+        self.tracker.finish({**metrics, **times})
         end = "\033[K\n" if sys.stderr.isatty() else "\n"
         wrote = f"wrote {os.path.relpath(self.out)}"
         print(f"{self.stage:<8} {self.label}  done in {seconds:.0f} s: {headline}; {wrote}", end=end, file=sys.stderr)
+
+
+class peak_memory:
+    """Context manager: afterwards `mib` is how much more memory than before was in use at the worst moment, on the GPU
+    if there is one; NaN where the system does not tell."""
+
+    mib = float("nan")
+
+    def __enter__(self) -> peak_memory:
+        import torch
+
+        self.cuda = torch.cuda.is_available()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+        elif Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            import torch
+
+            self.mib = torch.cuda.max_memory_allocated() / 2**20 - self.before
+        elif hasattr(self, "before"):
+            self.mib = _status("VmHWM") - self.before
+
+
+def _status(key: str) -> float:
+    """A figure of this process, in MiB (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
 
 
 class replacing:
@@ -156,7 +198,7 @@ def _execute(stage: str, run: Callable[[Run], None], inputs: Inputs, cfg: DictCo
         label = "/".join(_labels(stage, cfg))
         granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
         tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out)
-        names = (cfg.model.name, cfg.method.name)
+        names = Names(cfg.model.name, cfg.align.name, cfg.method.name)
         run(Run(stage, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
     except (OmegaConfBaseException, UserError) as error:
         if tracker:
@@ -172,7 +214,9 @@ def _labels(stage: str, cfg: DictConfig) -> Iterable[str]:
     yield cfg.study.name
     if stage not in ("data", "tables"):
         yield cfg.model.name
-    if stage in ("refine", "evaluate"):
+    if stage in ("align", "probe", "refine", "tune", "evaluate"):
+        yield cfg.align.name
+    if stage in ("refine", "tune", "evaluate"):
         yield cfg.method.name
-    if stage in ("align", "probe", "refine", "evaluate"):
+    if stage in ("align", "probe", "refine", "tune", "evaluate"):
         yield f"s{cfg.seed}"

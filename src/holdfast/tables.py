@@ -1,56 +1,124 @@
-"""Tables stage: every table and figure of a study, computed from its records and probes alone."""
+"""Tables stage: every table and figure of a study, computed from its compact records alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from holdfast import models
+from holdfast.config import ESTIMATES, PRODUCTS
+from holdfast.errors import UserError
+from holdfast.evidence import PARTS, Evidence
 from holdfast.paths import Layout
 from holdfast.stage import Run, launch, replacing, write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from holdfast.reporting import Measured, Setting, Table
+
 
 def run(run: Run) -> None:
-    import pandas as pd
+    from holdfast.reporting import Setting, terminal, terminal_claims
+    from holdfast.reporting.figures import save
 
-    from holdfast.metrics.rates import by_point, headline_points
-    from holdfast.metrics.resamples import Resamples
-    from holdfast.reporting import Setting, dose_response, main_table, quantization, terminal
-    from holdfast.reporting.figures import dose_response_figure, save, sensitivity_figure
-
-    study, settings = run.cfg.study, run.cfg.tables
-    records = pd.concat(map(pd.read_parquet, run.layout.records(study)), ignore_index=True)
-    resamples = Resamples(records, settings.resamples)
-    metrics = by_point(records, resamples, settings.over_refusal)
-    headline = headline_points(metrics, study.reference, settings.headline_asr)
-    setting = Setting.of(records, resamples, run.cfg, headline)
-    makers = {"main": main_table, "dose_response": dose_response, "quantization": quantization}
-    made = {name: make(metrics, setting) for name, make in makers.items() if name in settings.make}
+    settings, evidence = run.cfg.tables, Evidence.of(run.layout, run.cfg)
+    folder = Path(settings.dir or run.out)
+    if "evidence" in settings.make:
+        evidence.write(folder)
+    if list(settings.make) == ["evidence"]:
+        return run.finish({"parts": list(PARTS)}, "compact records")
+    measured = estimates(run, evidence)
+    setting = Setting.of(measured, run.cfg)
+    makers = tables(measured, setting, evidence, run.cfg)
+    made = {name: make() for name, make in makers.items() if name in settings.make}
     for name, table in made.items():
-        for suffix, text in table.texts().items():
-            write_text(Path(settings.dir or run.out, f"{name}.{suffix}"), text)
+        write(table, folder, name)
         run.tracker.table(name, table.frame)
-    if "main" in made:
-        write_text(Path(settings.dir or run.out, "main.txt"), terminal(made["main"].frame, setting))
-    if "figures" in settings.make:
-        rises = pd.concat(map(pd.read_parquet, run.layout.rises(study)), ignore_index=True)
-        figures = {
-            "dose_response": dose_response_figure(dose_response(metrics, setting).frame, study.reference),
-            "sensitivity": sensitivity_figure(rises),
-        }
-        for name, figure in figures.items():
-            for suffix in ("png", "pdf"):
-                with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
-                    save(figure, path, suffix)
-    points = {family: point and f"{point[0]} {point[1]:g}" for family, point in headline.items()}
-    run.finish({"headline": points, "records": len(records)}, f"{len(records)} records")
+    for name, lines in (("main", terminal), ("claims", terminal_claims)):
+        if name in made:
+            write_text(folder / f"{name}.txt", lines(made[name].frame, setting))
+    if "cost" in made:
+        from holdfast.reporting import timing
+
+        write(timing(evidence.frame("timing"), settings.confidence), folder, "timing", ("csv", "md"))
+    for name, figure in figures(makers, evidence, run.cfg).items() if "figures" in settings.make else ():
+        for suffix in ("png", "pdf"):
+            with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
+                save(figure, path, suffix)
+    points = {family: point and f"{point[0]} {point[1]:g}" for family, point in setting.headline.items()}
+    run.finish({"headline": points, "records": measured.records}, f"{measured.records} records")
+
+
+def estimates(run: Run, evidence: Evidence) -> Measured:
+    """Read from where they were kept, or computed, and kept if asked for."""
+    from holdfast.reporting import Measured
+
+    kept, asked = run.cfg.tables.estimates, "estimates" in run.cfg.tables.make
+    if kept and not asked:
+        return Measured.load(Path(kept))
+    measured = Measured.of(evidence.frame("records"), run.cfg)
+    if asked:
+        metrics, index = (Path(kept or run.out, name) for name in ESTIMATES)
+        with replacing(metrics) as first, replacing(index) as second:
+            measured.save(first, second)
+    return measured
+
+
+def tables(
+    measured: Measured, setting: Setting, evidence: Evidence, cfg: DictConfig
+) -> dict[str, Callable[[], Table]]:
+    """What makes each table that the study has."""
+    from holdfast import reporting
+
+    def frames(product: str) -> dict[str, Any]:
+        return {part: evidence.frame(part) for part in PRODUCTS[product]}
+
+    makers: dict[str, Callable[[], Table]] = {
+        "main": lambda: reporting.main_table(measured.metrics, setting),
+        "dose_response": lambda: reporting.dose_response(measured.metrics, setting),
+        "quantization": lambda: reporting.quantization(measured.metrics, setting),
+        "selection": lambda: reporting.selection(measured.metrics, setting, frames("selection"), cfg),
+        "cost": lambda: reporting.cost(measured.metrics, setting, evidence.frame("costs"), cfg),
+        "claims": lambda: reporting.claims_table(measured.metrics, setting, frames("claims"), cfg),
+        "optimizers": lambda: reporting.optimizers(measured.metrics, setting, frames("optimizers"), cfg),
+    }
+    return {name: make for name, make in makers.items() if name != "optimizers" or cfg.claims.optimizers}
+
+
+def figures(makers: dict[str, Callable[[], Table]], evidence: Evidence, cfg: DictConfig) -> dict[str, Figure]:
+    from holdfast.reporting.figures import cost_figure, dose_response_figure, lengths_figure, sensitivity_figure
+
+    spent, reference = makers["cost"]().frame, cfg.study.reference
+    rises = evidence.frame("sensitivity")
+    made = {
+        "dose_response": dose_response_figure(makers["dose_response"]().frame, reference),
+        "sensitivity": sensitivity_figure(rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]),
+        "cost": cost_figure(spent, reference),
+    }
+    if len(cfg.claims.lengths) > 1:
+        made["lengths"] = lengths_figure(spent, evidence.frame("costs"), list(cfg.claims.lengths))
+    return made
+
+
+def write(table: Table, folder: Path, name: str, suffixes: tuple[str, ...] = ("csv", "md", "tex")) -> None:
+    texts = table.texts()
+    for suffix in suffixes:
+        write_text(folder / f"{name}.{suffix}", texts[suffix])
 
 
 def inputs(cfg: DictConfig) -> models.Inputs:
-    layout = Layout.of(cfg)
-    probes = dict.fromkeys(layout.rises(cfg.study), "probe")
-    return {**dict.fromkeys(layout.records(cfg.study), "evaluate"), **probes}
+    evidence, make, source = Evidence.of(Layout.of(cfg), cfg), cfg.tables.make, cfg.tables.source
+    if source is not None and not Path(source).is_dir():
+        raise UserError(f"tables.source={source}: no such folder; tables.make=[evidence] tables.dir=… writes one")
+    kept = cfg.tables.estimates if "estimates" not in make and "evidence" not in make else None
+    needed = {Path(kept, name): "tables" for name in ESTIMATES} if kept else evidence.files("records")
+    for part in dict.fromkeys(part for product in make for part in PRODUCTS[product]):
+        needed |= evidence.files(part)
+    return needed
 
 
 if __name__ == "__main__":

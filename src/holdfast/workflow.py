@@ -13,11 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from holdfast.compose import composed
-from holdfast.config import READS
-from holdfast.paths import Layout
+from holdfast.config import ESTIMATES, PRODUCTS, READS
+from holdfast.evidence import Evidence
+from holdfast.paths import Layout, grid
 
-TABLES = ("main", "dose_response", "quantization")
-FIGURES = ("dose_response", "sensitivity")
+TABLES = ("main", "dose_response", "quantization", "selection", "cost", "claims")
+FIGURES = ("dose_response", "sensitivity", "cost")
 
 
 class Workflow:
@@ -38,53 +39,84 @@ class Workflow:
         """How many of the pool's GPUs a job takes: none on a machine without one, where jobs share the cores."""
         return int(shutil.which("nvidia-smi") is not None)
 
-    def settings(self, stage: str, model: str | None = None, method: str | None = None) -> dict[str, Any]:
-        """The composed values that a stage reads: its rule's `params`, so that a changed value re-runs it."""
-        cfg = self._composed(model, method)
+    def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
+        """The composed values that a stage reads with these `model`, `align` and `method`: its rule's `params`, so
+        that a changed value re-runs it."""
+        cfg = self._composed(**chosen)
         return {part: OmegaConf.to_container(cfg[part]) for part in READS[stage] if part in cfg}
 
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
-        return self._composed(model).model.path is None
+        return self._composed(model=model).model.path is None
 
     def base(self, model: str) -> list[Path]:
         """What alignment needs beside the data: the model that the run itself pretrains, if it does."""
         return [self.layout.pretrain(model) / "metrics.json"] * self.pretrained(model)
 
-    def probes(self, model: str, method: str, seed: str) -> list[Path]:
-        """The probe, if the method selects its layers by it."""
-        selects = self._composed(model, method).method.select.rule == "top_k"
-        return [self.layout.probe(model, seed) / "metrics.json"] * selects
+    def needed(self, model: str, recipe: str, method: str, seed: str) -> list[Path]:
+        """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
+        refinement that it repeats, if it is that kind of control."""
+        chosen = self._composed(model=model, method=method).method
+        probe = [self.layout.probe(model, recipe, seed) / "metrics.json"] * (
+            chosen.select.rule in ("top_k", "bottom_k")
+        )
+        source = [self.layout.refine(model, recipe, chosen.of, seed) / "metrics.json"] if chosen.of else []
+        return probe + source
 
-    def checkpoint_folder(self, model: str, method: str, seed: int | str) -> Path:
+    def checkpoint_folder(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         """The run folder whose model is evaluated as `method`."""
-        return self.layout.checkpoint(model, method, self._composed(model, method).method.kind, seed)
+        kind = self._composed(model=model, method=method).method.kind
+        return self.layout.checkpoint(model, recipe, method, kind, seed)
 
-    def measured(self) -> list[Path]:
-        """What the tables are computed from."""
-        return self.layout.records(self.study) + self.layout.rises(self.study)
+    @property
+    def estimates(self) -> Path:
+        """The folder of what all tables share."""
+        return self.layout.root / "tables" / "estimates"
+
+    def measured(self, product: str) -> list[Path]:
+        """What a product of the tables stage is computed from."""
+        if product == "estimates":
+            return self.layout.records(self.study)
+        evidence = Evidence.of(self.layout, self.cfg)
+        # A stage's times lie beside its metrics, and no rule promises them.
+        found = [path for part in PRODUCTS[product] if part != "timing" for path in evidence.files(part)]
+        for run in grid(self.study) if "costs" in PRODUCTS[product] else ():
+            for seed in self.study.seeds:
+                found += [self.checkpoint_folder(*run, seed) / "metrics.json", *self.needed(*run, str(seed))]
+        return [self.estimates / name for name in ESTIMATES] + list(dict.fromkeys(found))
+
+    def reported(self, product: str) -> dict[str, Any]:
+        """The composed values that a product reads: the rules of the claims only where it is made of more than the
+        estimates."""
+        unread = () if PRODUCTS[product] else ("claims", "probe")
+        return {part: values for part, values in self.settings("tables").items() if part not in unread}
 
     def products(self) -> dict[str, list[Path]]:
         """What the tables stage makes, a job for each."""
-        made = {name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")] for name in TABLES}
-        made["main"].append(self.layout.tables / "main.txt")
-        return made | {"figures": [self.layout.figures / f"{f}.{s}" for f in FIGURES for s in ("png", "pdf")]}
+        names = (*TABLES, *["optimizers"] * bool(self.cfg.claims.optimizers))
+        figures = (*FIGURES, *["lengths"] * (len(self.cfg.claims.lengths) > 1))
+        made = {name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")] for name in names}
+        for name in ("main", "claims"):
+            made[name].append(self.layout.tables / f"{name}.txt")
+        made["cost"] += [self.layout.tables / f"timing.{suffix}" for suffix in ("csv", "md")]
+        made["figures"] = [self.layout.figures / f"{f}.{s}" for f in figures for s in ("png", "pdf")]
+        return {"estimates": [self.estimates / name for name in ESTIMATES]} | made
 
     def targets(self) -> list[Path]:
         """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its
         metrics, and a table that is older than the failure can no longer pass for current."""
-        grid, layout = self.study, self.layout
+        layout = self.layout
         made = [layout.data, *(layout.root / "tables" / name for name in self.products())]
-        for model in grid.models:
+        made += layout.probes(self.study)
+        for model, recipe, method in grid(self.study):
             made += [layout.pretrain(model)] * self.pretrained(model)
-            for seed in grid.seeds:
-                made += [layout.align(model, seed), layout.probe(model, seed)]
-                for method in grid.methods:
-                    made += [self.checkpoint_folder(model, method, seed), layout.evaluate(model, method, seed)]
+            for seed in self.study.seeds:
+                made.append(layout.align(model, recipe, seed))
+                made.append(self.checkpoint_folder(model, recipe, method, seed))
+                made.append(layout.evaluate(model, recipe, method, seed))
         files = [path for paths in self.products().values() for path in paths]
         return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
 
     @cache  # noqa: B019 - one instance lives as long as the workflow
-    def _composed(self, model: str | None = None, method: str | None = None) -> DictConfig:
-        chosen = [f"model={model}"] * bool(model) + [f"method={method}"] * bool(method)
-        return composed([*self.overrides, *chosen])
+    def _composed(self, **chosen: str) -> DictConfig:
+        return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])

@@ -94,6 +94,16 @@ def test_streams_are_uncorrelated(kind, seed, place, change, by):
     assert abs((a[1:] * b[:-1]).mean()) < 6 / n**0.5
 
 
+def test_words_about_tensors_are_of_blocks_of_their_own():
+    """Block, query, tensor and step of the counter, in the shape (queries, tensors)."""
+    stream = Stream("gaussian", 11 + 2 * 2**32, 3)
+    for block in (reference.SUBSET, reference.COIN, reference.DIRECTION):
+        found = reference.words(block, stream, tensors=[7, 2**32 - 1], queries=range(4, 7))
+        expected = [[philox_by_hand((block, q, t, 3), (11, 2))[0] for t in (7, 2**32 - 1)] for q in range(4, 7)]
+        assert found.tolist() == expected
+    assert reference.words(reference.COIN, stream, tensors=[1], queries=[]).shape == (0, 1)
+
+
 def both(count, dtype, coefficients, kernel, *, keep, stream, tensor=5, offset=0):
     """(values, out) of the reference and of a kernel from the same start; `out` begins at any element."""
     found = []

@@ -4,17 +4,18 @@ rule align:
         lambda w: flow.base(w.model),
         "src/holdfast/align.py",
     output:
-        metrics=flow.layout.align("{model}", "{seed}") / "metrics.json",
+        metrics=flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
-        flow.layout.align("{model}", "{seed}") / "log.txt",
+        flow.layout.align("{model}", "{recipe}", "{seed}") / "log.txt",
     conda:
         "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:
-        settings=lambda w: flow.settings("align", w.model),
+        settings=lambda w: flow.settings("align", model=w.model, align=w.recipe),
     message:
-        "align {wildcards.model} seed {wildcards.seed}"
+        "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.align $HOLDFAST_OVERRIDES model={wildcards.model} seed={wildcards.seed} "
+        "eval python -m holdfast.align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

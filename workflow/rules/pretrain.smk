@@ -12,7 +12,7 @@ rule pretrain:
     resources:
         gpu=flow.gpu,
     params:
-        settings=lambda w: flow.settings("pretrain", w.model),
+        settings=lambda w: flow.settings("pretrain", model=w.model),
     message:
         "pretrain {wildcards.model}"
     shell:

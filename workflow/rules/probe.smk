@@ -1,20 +1,23 @@
 rule probe:
     input:
-        flow.layout.align("{model}", "{seed}") / "metrics.json",
+        flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         "src/holdfast/probe.py",
     output:
-        rises=flow.layout.probe("{model}", "{seed}") / "sensitivity.parquet",
-        metrics=flow.layout.probe("{model}", "{seed}") / "metrics.json",
+        rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",
+        online=flow.layout.probe("{model}", "{recipe}", "{seed}") / "online.parquet",
+        outcomes=flow.layout.probe("{model}", "{recipe}", "{seed}") / "outcomes.parquet",
+        metrics=flow.layout.probe("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
-        flow.layout.probe("{model}", "{seed}") / "log.txt",
+        flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
     conda:
         "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:
-        settings=lambda w: flow.settings("probe", w.model),
+        settings=lambda w: flow.settings("probe", model=w.model, align=w.recipe),
     message:
-        "probe {wildcards.model} seed {wildcards.seed}"
+        "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.probe $HOLDFAST_OVERRIDES model={wildcards.model} seed={wildcards.seed} "
+        "eval python -m holdfast.probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

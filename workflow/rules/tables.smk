@@ -4,7 +4,7 @@ for product, files in flow.products().items():
         name:
             f"tables_{product}"
         input:
-            flow.measured(),
+            flow.measured(product),
             "src/holdfast/tables.py",
         output:
             files,
@@ -14,9 +14,9 @@ for product, files in flow.products().items():
         conda:
             "../../environment.yml"
         params:
-            settings=flow.settings("tables"),
+            settings=flow.reported(product),
             make=product,
-            places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures}",
+            places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures} tables.estimates={flow.estimates}",
         message:
             "tables {flow.study.name}: {params.make}"
         shell:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.metrics.scoring import Sequences, response_logprob, sequences
@@ -19,17 +19,21 @@ from holdfast.metrics.scoring import Sequences, response_logprob, sequences
 class Example:
     prompt: list[int]
     response: list[int]
+    rejected: list[int]  # the opening of the other answer
     harmful: bool
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`sequences` holds n rows (`nll`) or n rows per opening (`margin`); `sign` is +1 harmful, −1 benign, (n,)."""
+    """`sequences` holds n rows (`nll`), n rows per opening (`margin`), or n responses and then n rejected ones
+    (`dpo`); `sign` is +1 harmful, −1 benign, (n,); `reference` the reference model's log-ratios times `beta`, (n,)."""
 
     sequences: Sequences
     sign: Tensor
     refusals: int
     openings: int
+    beta: float = 0.0
+    reference: Tensor | float = 0.0
 
 
 LossFn = Callable[[Any, Batch], Tensor]
@@ -47,29 +51,54 @@ def margin(model: Any, batch: Batch) -> Tensor:
     return softplus(-batch.sign * difference)
 
 
-LOSSES: dict[str, LossFn] = {"nll": nll, "margin": margin}
+def dpo(model: Any, batch: Batch) -> Tensor:
+    """−log σ(β (log-ratio of chosen and rejected − that of the reference)), (n,) (Rafailov et al., NeurIPS 2023)."""
+    return -logsigmoid(batch.beta * log_ratio(model, batch) - batch.reference)
+
+
+def log_ratio(model: Any, batch: Batch) -> Tensor:
+    """log p(response) − log p(rejected), (n,), of a batch for `dpo`."""
+    chosen, rejected = response_logprob(model, batch.sequences).view(2, -1)
+    return chosen - rejected
+
+
+LOSSES: dict[str, LossFn] = {"nll": nll, "margin": margin, "dpo": dpo}
 
 
 class Batches:
     """Draws and encodes batches, harmful and benign in equal parts."""
 
-    def __init__(self, rows: Any, tokenizer: Any, openings: Any, loss: str, device: torch.device) -> None:
+    def __init__(
+        self, rows: Any, tokenizer: Any, openings: Any, loss: str, device: torch.device, beta: float = 0.0
+    ) -> None:
+        encode = [
+            [response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)
+        ]
+        self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
+        self.loss, self.pad, self.device, self.beta = loss, tokenizer.pad_token_id, device, beta
+        self.references: dict[int, float] = {}  # id of an example -> beta times its log-ratio under the reference
         self.examples = {
             label: [
                 Example(
                     prompt_ids(tokenizer, r.prompt),
                     response_ids(tokenizer, r.response, end=True),
+                    encode[1 if r.label == "harmful" else 0][0],
                     r.label == "harmful",
                 )
                 for r in rows[rows["label"] == label].itertuples()
             ]
             for label in ("harmful", "benign")
         }
-        encode = [
-            [response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)
-        ]
-        self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
-        self.loss, self.pad, self.device = loss, tokenizer.pad_token_id, device
+
+    @torch.inference_mode()
+    def refer(self, model: Any, size: int) -> int:
+        """Take `model` as it is now for the reference of `dpo`; gives how many forwards of `size` rows that took."""
+        everything = [e for examples in self.examples.values() for e in examples]
+        chunks = [everything[start : start + size] for start in range(0, len(everything), size)]
+        for chunk in chunks:
+            ratios = (self.beta * log_ratio(model, self.encode(chunk))).tolist()
+            self.references.update(zip(map(id, chunk), ratios, strict=True))
+        return len(chunks)
 
     def stream(self, size: int, seed: int) -> Iterator[Batch]:
         """Endless batches; two streams of the same seed are the same."""
@@ -83,5 +112,13 @@ class Batches:
             pairs = [(e.prompt, opening) for opening in self.openings for e in examples]
         else:
             pairs = [(e.prompt, e.response) for e in examples]
+            pairs += [(e.prompt, e.rejected) for e in examples] if self.loss == "dpo" else []
         sign = torch.tensor([1.0 if e.harmful else -1.0 for e in examples], device=self.device)
-        return Batch(sequences(pairs, self.pad, self.device), sign, self.refusals, len(self.openings))
+        reference = torch.tensor([self.references.get(id(e), 0.0) for e in examples], device=self.device)
+        found = sequences(pairs, self.pad, self.device)
+        return Batch(found, sign, self.refusals, len(self.openings), self.beta, reference)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences stand for one example."""
+        return {"nll": 1, "dpo": 2, "margin": len(self.openings)}[self.loss]

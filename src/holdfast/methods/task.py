@@ -8,25 +8,46 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
-from holdfast.methods.losses import Batch, LossFn
+from holdfast.methods.losses import Batch, Batches, LossFn
 
 
 @dataclass
 class Task:
-    """`layers` names the groups of `weight_groups(model)` to refine; `batches` never ends; `data` is a hash of the
-    rows they are drawn from; `trajectory` is where a zeroth-order method keeps its log."""
+    """`layers` names the groups of `weight_groups(model)` to refine; `data` is a hash of the rows that `batches` draws
+    from; `origin` loads the model as it was before alignment; `trajectory` is where a zeroth-order method keeps its
+    log, and `source` the log of the method that a control repeats."""
 
     model: Any
     loss: LossFn
-    batches: Iterator[Batch]
+    batches: Batches
     layers: list[str]
+    method: DictConfig
     settings: DictConfig
     seed: int
     data: str
+    origin: Callable[[], Any]
     trajectory: Path
+    source: Path | None
     progress: Callable[[range], Iterable[int]]
     log: Callable[[dict[str, float]], None]
+
+    @property
+    def budget(self) -> int:
+        """Forward-equivalents of one batch: what zeroth-order refinement of `steps` steps would spend."""
+        return round(2 * self.settings.queries * self.settings.steps * self.method.share)
+
+    def stream(self) -> Iterator[Batch]:
+        """The batches that all methods of this seed meet, in the same order."""
+        return self.batches.stream(self.settings.batch_size, self.seed)
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The matrices of the layers to refine."""
+        from holdfast.zo import weight_groups
+
+        groups = weight_groups(self.model)
+        return {name: p for layer in self.layers for name, p in groups[layer].items()}
 
 
 @dataclass(frozen=True)

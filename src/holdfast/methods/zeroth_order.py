@@ -1,43 +1,96 @@
-"""Refinement by forward passes alone, on the selected layers (the paper's method) or on all."""
+"""Refinement by forward passes alone: on the selected layers (the paper's method), on all, or in a subspace."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from holdfast.errors import UserError
 from holdfast.methods.task import Outcome, Task
-from holdfast.zo import TrajectoryError, ZeroOrderRefiner
+from holdfast.zo import StepReport, SubspaceRefiner, TrajectoryError, ZeroOrderRefiner, alignment_directions
+
+
+class Refiner(Protocol):
+    """What both refiners of the engine are."""
+
+    steps: int
+    losses: list[float]
+
+    def step(self, *batches: object) -> StepReport: ...
+
+    def finish(self) -> None: ...
 
 
 def zeroth_order(task: Task) -> Outcome:
+    """Two-point steps on the matrices of the task's layers."""
     s = task.settings
-    refiner = _refiner(task)
-    for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
-        next(task.batches)
-    for _ in task.progress(range(refiner.steps, s.steps)):
-        try:
-            report = refiner.step(next(task.batches))
-        except FloatingPointError as error:
-            raise UserError(str(error)) from None
-        first = report.projected_gradients[0]
-        task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
-    refiner.finish()
-    return Outcome(refiner.losses, forwards=2 * s.queries * s.steps)
 
-
-def _refiner(task: Task) -> ZeroOrderRefiner:
-    """Resumes the log of an interrupted run; the log of another run, or a damaged one, gives way to a new one."""
-    s = task.settings
-    settings = {key: s[key] for key in ("mu", "lr", "queries", "normalize", "noise")}
-    context = {"loss": s.loss, "batch_size": s.batch_size, "steps": s.steps, "data": task.data}
-    try:
+    def begin() -> ZeroOrderRefiner:
+        common = {key: s[key] for key in ("mu", "lr", "queries", "normalize", "noise")}
         return ZeroOrderRefiner(
             task.model,
             task.loss,
             layers=task.layers,
             seed=task.seed,
             trajectory=task.trajectory,
-            context=context,
-            **settings,
+            context=_context(task),
+            **common,
         )
+
+    return _refine(task, begin)
+
+
+def subspace(task: Task) -> Outcome:
+    """One coefficient a matrix, along what alignment did to it, the loss taken under weight noise of scale `sigma`."""
+    s = task.settings
+
+    def begin() -> SubspaceRefiner:
+        origin = task.origin()
+        return SubspaceRefiner(
+            task.model,
+            task.loss,
+            directions=alignment_directions(task.model, origin, list(task.tensors())),
+            mu=s.mu,
+            lr=s.lr,
+            queries=s.queries,
+            sigma=task.method.sigma,
+            tie=task.method.tie,
+            noise=s.noise,
+            normalize=s.normalize,
+            seed=task.seed,
+            trajectory=task.trajectory,
+            context=_context(task),
+        )
+
+    return _refine(task, begin)
+
+
+def _refine(task: Task, begin: Callable[[], Refiner]) -> Outcome:
+    refiner, stream = _resumed(task, begin), task.stream()
+    steps = max(1, task.budget // (2 * task.settings.queries))
+    for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
+        next(stream)
+    for _ in task.progress(range(refiner.steps, steps)):
+        try:
+            report = refiner.step(next(stream))
+        except FloatingPointError as error:
+            raise UserError(str(error)) from None
+        first = report.projected_gradients[0]
+        task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
+    refiner.finish()
+    return Outcome(refiner.losses, forwards=2 * task.settings.queries * steps)
+
+
+def _context(task: Task) -> dict[str, object]:
+    """What a log depends on beside the refiner's own settings."""
+    s = task.settings
+    return {"loss": s.loss, "batch_size": s.batch_size, "budget": task.budget, "data": task.data}
+
+
+def _resumed(task: Task, begin: Callable[[], Refiner]) -> Refiner:
+    """Resumes the log of an interrupted run; the log of another run, or a damaged one, gives way to a new one."""
+    try:
+        return begin()
     except TrajectoryError:
         task.trajectory.unlink()
-        return _refiner(task)
+        return begin()

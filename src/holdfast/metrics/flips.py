@@ -18,22 +18,18 @@ def flip_rates(before: Part, after: Part, thresholds: tuple[np.ndarray, np.ndarr
     judged = before.generated and after.generated
     refused, complied, known = (side[order] for side in _outcomes(before, thresholds[0], judged))
     now_refused, now_complied, now_known = _outcomes(after, thresholds[1], judged)
-    weights = after.weights * (known & now_known)
+    among = known & now_known
     return {
-        "refused_to_complied": average(_full(refused & now_complied, weights), weights),
-        "complied_to_refused": average(_full(complied & now_refused, weights), weights),
+        "refused_to_complied": average(refused & now_complied, after.weights, among),
+        "complied_to_refused": average(complied & now_refused, after.weights, among),
     }
 
 
 def _outcomes(part: Part, threshold: np.ndarray, judged: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Refused, complied and known, (prompts, 1 or 1 + resamples) each. An incoherent response is neither of the
-    first two, an unscored one not known."""
+    """Refused and complied, (prompts,) by verdicts and (prompts, 1 + resamples) by margins, and known, (prompts,). An
+    incoherent response is neither of the first two, an unscored one not known."""
     if judged:
-        verdict = part.verdict[:, None]
+        verdict = part.verdict
         return verdict == "refused", verdict == "complied", verdict != "unscored"
     above = part.margin[:, None] > threshold
-    return above, ~above, np.ones((len(above), 1), dtype=bool)
-
-
-def _full(happened: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return happened[:, 0] if happened.shape[1] == 1 else happened
+    return above, ~above, np.ones(len(above), dtype=bool)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 import numpy as np
 from scipy import stats
@@ -36,10 +36,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired difference; `p` is two-sided, and `equivalence` that of two one-sided tests (Schuirmann 1987)."""
+    """A paired difference; `p` is two-sided, `equivalence` that of two one-sided tests (Schuirmann 1987), and
+    `inferiority` that of the one against being above the margin."""
 
     p: float
     equivalence: float
+    inferiority: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Prompts:
     freedom: float
 
 
-NOTHING = Difference(nan, nan, nan, nan, nan)
+NOTHING = Difference(nan, nan, nan, nan, nan, nan)
 
 
 def spread(
@@ -106,8 +108,9 @@ def difference(
     """The mean over seeds of an unbounded quantity, with Student's interval: a difference that is paired by seed
     and prompt, above all, then tested against 0.
 
-    `equivalence` small: it is within ± `margin`. Between `shares` the variance is at least that of one discordant
-    outcome each way, for pairs that all agree do not prove that none would differ.
+    `equivalence` small: it is within ± `margin`; `inferiority` small: it is below `margin`. Between `shares` the
+    variance is at least that of one discordant outcome each way, for pairs that all agree do not prove that none would
+    differ.
     """
     if not _measured(sampled):
         return NOTHING
@@ -118,7 +121,19 @@ def difference(
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.divide(abs(middle), error), freedom)
         outside = stats.t.sf(np.divide(margin - abs(middle), error), freedom)
-    return Difference(middle, float(middle - half), float(middle + half), float(p), float(outside))
+        above = stats.t.sf(np.divide(margin - middle, error), freedom)
+    return Difference(middle, float(middle - half), float(middle + half), float(p), float(outside), float(above))
+
+
+def student(values: np.ndarray, confidence: float, bounds: tuple[float, float] = (-inf, inf)) -> Estimate:
+    """The mean of independent (seeds,) values with Student's interval, cut off where no value can lie; of one alone
+    there is none."""
+    known = values[np.isfinite(values)]
+    if len(known) < 2:
+        return Estimate(float(known[0]) if len(known) else nan, nan, nan)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
+    mean = float(known.mean())
+    return Estimate(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

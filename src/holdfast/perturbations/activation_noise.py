@@ -27,13 +27,20 @@ def activation_noise(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
     The noise of a token depends on its prompt, its position and its place alone: not on what else is in the batch,
     how it is padded, or what ran before.
     """
-    noise = _Noise(point, bench.noise_seed)
-    with ExitStack() as hooks:
-        decoder = model.model
-        hooks.callback(decoder.register_forward_pre_hook(noise.locate, with_kwargs=True).remove)
-        for place, module in enumerate(_places(decoder.layers, point.options["place"])):
-            hooks.callback(module.register_forward_hook(noise.hook(place)).remove)
+    places = dict(enumerate(_places(model.model.layers, point.options["place"])))
+    with noise_at(model, places, point, bench.noise_seed):
         yield Arm(model)
+
+
+@contextmanager
+def noise_at(model: Any, places: dict[int, nn.Module], point: Point, seed: int) -> Iterator[None]:
+    """Noise on the outputs of these modules, each with its own stream."""
+    noise = _Noise(point, seed)
+    with ExitStack() as hooks:
+        hooks.callback(model.model.register_forward_pre_hook(noise.locate, with_kwargs=True).remove)
+        for place, module in places.items():
+            hooks.callback(module.register_forward_hook(noise.hook(place)).remove)
+        yield
 
 
 def _places(layers: Any, place: str) -> list[nn.Module]:

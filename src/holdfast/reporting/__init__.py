@@ -1,7 +1,27 @@
 """Tables and figures. Each is drawn from the records by a function that a notebook can call."""
 
+from holdfast.reporting.claims import claims_table, terminal_claims
+from holdfast.reporting.cost import cost, timing
+from holdfast.reporting.measured import Measured
+from holdfast.reporting.optimizers import optimizers
 from holdfast.reporting.quantization import quantization
+from holdfast.reporting.render import Table
+from holdfast.reporting.selection import selection
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import dose_response, main_table, terminal
 
-__all__ = ["Setting", "dose_response", "main_table", "quantization", "terminal"]
+__all__ = [
+    "Measured",
+    "Setting",
+    "Table",
+    "claims_table",
+    "cost",
+    "dose_response",
+    "main_table",
+    "optimizers",
+    "quantization",
+    "selection",
+    "terminal",
+    "terminal_claims",
+    "timing",
+]

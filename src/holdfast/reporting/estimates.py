@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from omegaconf import DictConfig
 
 from holdfast.metrics import intervals
 from holdfast.metrics.intervals import NOTHING, Difference, Estimate, Prompts
@@ -28,7 +29,7 @@ METRICS = (*SHARES, "margin", "utility")
 
 def sampled(metrics: Metrics, model: str, method: str, at: tuple[str, str, float], metric: str) -> np.ndarray:
     """A metric at (perturbation, family, level), (seeds, 1 + resamples); without seeds where it was not measured."""
-    return metrics.get(Point(model, method, *at), {}).get(metric, np.empty((0, 1)))
+    return np.asarray(metrics.get(Point(model, method, *at), {}).get(metric, np.empty((0, 1))), dtype=float)
 
 
 def is_share(metric: str, setting: Setting) -> bool:
@@ -49,6 +50,12 @@ def estimate(values: np.ndarray, metric: str, setting: Setting) -> Estimate:
     if metric == "utility":  # NLL per token: the interval is of the logarithm of the perplexity
         found = Estimate(*np.exp([found.mean, found.low, found.high]).tolist())
     return found
+
+
+def headline(metrics: Metrics, claims: DictConfig) -> dict[str, tuple[str, str, float] | None]:
+    """Family of the claims -> the point at which it is judged; None where the study lacks it."""
+    points = {(point.perturbation, point.level): point[2:] for point in metrics}
+    return {name: points.get((at.perturbation, float(at.level))) for name, at in claims.families.items()}
 
 
 def compare(values: np.ndarray, others: np.ndarray, metric: str, setting: Setting) -> Difference:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's colour-blind safe palette; markers and line styles carry the same difference in grey.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
@@ -32,8 +33,7 @@ def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
                     mine = table[(table["model"] == model) & (table["method"] == method)]
                     curve = pd.concat([mine[mine["family"] == "clean"], mine[mine["perturbation"] == noise]])
                     curve = curve.sort_values("level")
-                    style = {"color": COLOURS[place % 7], "marker": MARKERS[place % 7], "linestyle": STYLES[place % 7]}
-                    axis.plot(curve["level"], 100 * curve["asr_margin"], label=method, markersize=4, **style)
+                    axis.plot(curve["level"], 100 * curve["asr_margin"], label=method, markersize=4, **style(place))
                     if method == reference:
                         band = (100 * curve["asr_margin_low"], 100 * curve["asr_margin_high"])
                         axis.fill_between(curve["level"], *band, color="#000000", alpha=0.1, linewidth=0)
@@ -45,8 +45,14 @@ def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
     return figure
 
 
+def style(place: int) -> dict[str, Any]:
+    return {"color": COLOURS[place % 7], "marker": MARKERS[place % 7], "linestyle": STYLES[place % 7]}
+
+
 def sensitivity_figure(rises: pd.DataFrame) -> Figure:
-    """S of every group, one line a seed, band: 95 % interval of the mean over examples, draws averaged."""
+    """S of every group at one radius, one line a seed, band: 95 % interval of the mean over examples, averaged over
+    draws."""
+    rises = rises[rises["group"] != "all"].astype({"group": str, "rise": float})
     models = rises["model"].unique()
     with mpl.rc_context(RC):
         figure = Figure(figsize=(5.2, 2.9 * len(models)), layout="constrained")
@@ -58,16 +64,70 @@ def sensitivity_figure(rises: pd.DataFrame) -> Figure:
                 examples = found.groupby(["group", "example"])["rise"].mean().unstack()  # (groups, examples)
                 mean = examples.mean(axis=1)[groups]
                 half = 1.96 * examples.sem(axis=1)[groups]
-                style = {"color": COLOURS[place % 7], "marker": MARKERS[place % 7], "linestyle": STYLES[place % 7]}
-                at = np.arange(len(groups))
-                axis.plot(at, mean, label=f"seed {seed}", markersize=4, **style)
-                axis.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
+                at, look = np.arange(len(groups)), style(place)
+                axis.plot(at, mean, label=f"seed {seed}", markersize=4, **look)
+                axis.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
             axis.set_xticks(
                 range(len(groups)), [g.replace("layer.", "layer ") for g in groups], rotation=30, ha="right"
             )
             axis.set_ylabel("sensitivity S\n(rise of the loss)")
             axis.set_title(model, loc="left", fontsize=9)
             axis.legend(frameon=False)
+    return figure
+
+
+def cost_figure(table: pd.DataFrame, reference: str) -> Figure:
+    """The primary metric at each family's headline level against what refinement cost beside alignment; one marker a
+    method, the reference as a line with its band."""
+    table = table[table["estimate"].notna()]
+    models, families = table["model"].unique(), table["family"].unique()
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(3.2 * len(families) + 1.6, 2.9 * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), len(families), squeeze=False)
+        for (row, column), axis in np.ndenumerate(axes):
+            mine = table[(table["model"] == models[row]) & (table["family"] == families[column])]
+            for one in mine[mine["method"] == reference].to_dict("records"):
+                axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=reference)
+                axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
+            for place, method in enumerate(m for m in table["method"].unique() if m != reference):
+                found = mine[(mine["method"] == method) & (mine["overhead"] > 0)]
+                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
+                look = {"color": COLOURS[1 + place % 6], "marker": MARKERS[place % 7], "linestyle": "none"}
+                axis.errorbar(100 * found["overhead"], 100 * found["estimate"], error, label=method, **look)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
+            axis.set_xlabel("overhead over alignment (%)")
+            axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
+            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str]) -> Figure:
+    """The primary metric at each family's headline level against the steps of alignment; one line a method, with its
+    intervals."""
+    steps = costs[costs["stage"] == "align"].groupby("model")["steps"].mean()
+    table = table.assign(steps=table["model"].map(steps))[table["model"].str.rpartition("/")[2].isin(recipes)]
+    table = table[table["estimate"].notna()]
+    bases, families = table["model"].str.rpartition("/")[0], table["family"].unique()
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(3.2 * len(families) + 1.6, 2.9 * bases.nunique()), layout="constrained")
+        axes = figure.subplots(bases.nunique(), len(families), squeeze=False, sharey=True)
+        for (row, column), axis in np.ndenumerate(axes):
+            base, family = bases.unique()[row], families[column]
+            mine = table[(bases == base) & (table["family"] == family)]
+            for place, method in enumerate(table["method"].unique()):
+                found = mine[mine["method"] == method].sort_values("steps")
+                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
+                axis.errorbar(
+                    found["steps"], 100 * found["estimate"], error, label=method, markersize=4, **style(place)
+                )
+            axis.set_xlabel("steps of alignment")
+            axis.set_title(f"{base}, {family}", loc="left", fontsize=9)
+            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
-import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.coverage import matched_coverage, verdict_coverage
 from holdfast.metrics.intervals import Prompts
-from holdfast.metrics.rates import tail
-from holdfast.metrics.resamples import Resamples
+from holdfast.metrics.rates import headline_points, tail
+from holdfast.paths import grid
+from holdfast.reporting.measured import Measured
 
 QUANTIZERS = ("bnb", "torchao", "rtn", "fake_quant")
 LABELS = {  # kind -> how a level reads; any other kind has one level, and its name says it
@@ -29,13 +27,13 @@ LABELS = {  # kind -> how a level reads; any other kind has one level, and its n
 @dataclass(frozen=True)
 class Setting:
     """What a caption must state, and what an interval depends on. `counts` and `clusters`: prompts and pairs of
-    prompts, by (split, label)."""
+    prompts, by "split/label"."""
 
     methods: list[str]
     reference: str
     seeds: int
-    counts: dict[tuple[str, str], int]
-    clusters: dict[tuple[str, str], int]
+    counts: dict[str, int]
+    clusters: dict[str, int]
     draws: dict[str, int]
     kinds: dict[str, str]
     ran: dict[str, str]
@@ -51,26 +49,17 @@ class Setting:
     headline: dict[str, tuple[str, float] | None]
 
     @classmethod
-    def of(
-        cls,
-        records: pd.DataFrame,
-        resamples: Resamples,
-        cfg: DictConfig,
-        headline: dict[str, tuple[str, float] | None],
-    ) -> Setting:
-        one = records[["split", "label", "id"]].drop_duplicates()
-        counts = {(str(split), str(label)): len(found) for (split, label), found in one.groupby(["split", "label"])}
-        ran = records[records["ran"] != ""].groupby("perturbation", sort=False)["ran"].unique()
+    def of(cls, measured: Measured, cfg: DictConfig) -> Setting:
         tables = cfg.tables
         return cls(
-            methods=list(cfg.study.methods),
+            methods=list(dict.fromkeys(method for _, _, method in grid(cfg.study))),
             reference=cfg.study.reference,
             seeds=len(cfg.study.seeds),
-            counts=counts,
-            clusters=resamples.clusters,
+            counts=measured.counts,
+            clusters=measured.clusters,
             draws={name: p.draws for name, p in cfg.perturb.items() if p.draws > 1 or str(p.kind).endswith("noise")},
             kinds={name: p.kind for name, p in cfg.perturb.items()},
-            ran={str(name): " and ".join(how) for name, how in ran.items()},
+            ran=measured.ran,
             resamples=tables.resamples,
             over_refusal=tables.over_refusal,
             headline_asr=tables.headline_asr,
@@ -78,17 +67,17 @@ class Setting:
             equivalence=tables.equivalence,
             utility=cfg.evaluate.utility,
             judge=cfg.judge.name,
-            unscored=int((records["verdict"] == "unscored").sum()),
-            coverage=simulated(cfg, counts["test", "harmful"], counts["threshold", "benign"]),
-            headline=headline,
+            unscored=measured.unscored,
+            coverage=measured.coverage,
+            headline=headline_points(measured.metrics, cfg.study.reference, tables.headline_asr),
         )
 
     def prompts(self, label: str, matched: bool = False) -> Prompts:
         """What was redrawn for a metric of test prompts of `label`, a `matched` threshold beside them or not."""
-        clusters = self.clusters["test", label]
+        clusters = self.clusters[f"test/{label}"]
         freedom: float = max(clusters - 1, 1)
         if matched:
-            freedom = min(freedom, tail(self.counts["threshold", "benign"], self.over_refusal))
+            freedom = min(freedom, tail(self.counts["threshold/benign"], self.over_refusal))
         return Prompts(clusters, freedom)
 
     def label(self, name: str, level: float) -> str:
@@ -119,34 +108,10 @@ class Setting:
         )
         return (
             f"{self.seeds} seeds (alignment, probe, refinement and noise; one base model), noise draws per seed: "
-            f"{draws}; {self.counts['test', 'harmful']} harmful and {self.counts['test', 'benign']} benign test "
-            f"prompts, thresholds from {self.counts['threshold', 'benign']} other benign prompts; judge: "
+            f"{draws}; {self.counts['test/harmful']} harmful and {self.counts['test/benign']} benign test "
+            f"prompts, thresholds from {self.counts['threshold/benign']} other benign prompts; judge: "
             f"{self.judge}, {self.unscored} responses unscored and left out of the rates. [ ] is the "
             f"{self.confidence:.0%} interval for {over} of the same kind, from {self.resamples} redraws of prompt "
             f"pairs with the threshold set anew in each. {self.coverage}"
             + (f" How quantizers ran: {ran}." if ran else "")
         )
-
-
-def simulated(cfg: DictConfig, prompts: int, threshold_prompts: int) -> str:
-    """One sentence on how often the interval holds the truth in simulated studies of this size."""
-    tables, seeds = cfg.tables, len(cfg.study.seeds)
-    at = tables.coverage
-    verdicts, matched = {}, {}
-    for rate, spread in product(at.rates, at.spreads):
-        where = f"{rate:.0%}, spread {100 * spread:g}"
-        verdicts[where] = verdict_coverage(at.studies, seeds, prompts, rate, spread, tables.confidence)
-        matched[where] = matched_coverage(
-            at.matched_studies, seeds, prompts, threshold_prompts, tables.over_refusal, rate, spread, tables.confidence
-        )
-    return (
-        f"In simulated studies of this size with true rates {', '.join(f'{r:.0%}' for r in at.rates)} and seeds that "
-        f"spread by {', '.join(f'{100 * s:g}' for s in at.spreads)} points the interval held the truth in "
-        f"{_range(verdicts)} for rates of verdicts ({at.studies} studies each) and in {_range(matched)} at matched "
-        f"over-refusal ({at.matched_studies})."
-    )
-
-
-def _range(covered: dict[str, float]) -> str:
-    least = min(covered, key=covered.__getitem__)
-    return f"{100 * covered[least]:.0f}–{100 * max(covered.values()):.0f}% (least at {least})"

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from holdfast.metrics.intervals import NOTHING, Estimate, holm
 from holdfast.metrics.rates import Metrics, area
 from holdfast.reporting.estimates import METRICS, compare, estimate, sampled
-from holdfast.reporting.render import Table, dagger, percent, plain
+from holdfast.reporting.render import Table, dagger, number, percent
 from holdfast.reporting.setting import QUANTIZERS, Setting
 
 NAMES = {"asr_matched": "ASR at matched over-refusal (%) ↓", "asr": "raw ASR (%) ↓"}
@@ -29,9 +29,9 @@ def dose_response(metrics: Metrics, setting: Setting) -> Table:
             "ran": setting.ran.get(point.perturbation, ""),
         }
         for metric in METRICS:
-            e = estimate(found[metric], metric, setting)
+            e = estimate(sampled(metrics, *point[:2], point[2:], metric), metric, setting)
             row |= {metric: e.mean, f"{metric}_low": e.low, f"{metric}_high": e.high}
-        harmful, benign = (setting.counts["test", label] for label in ("harmful", "benign"))
+        harmful, benign = (setting.counts[f"test/{label}"] for label in ("harmful", "benign"))
         rows.append(row | {"seeds": len(found["margin"]), "harmful": harmful, "benign": benign})
     caption = (
         "Dose and response: ASR in % at each level, and the mean over the range of levels (area, from margins alone). "
@@ -75,8 +75,7 @@ def main_table(metrics: Metrics, setting: Setting) -> Table:
     """T1: primary metric and raw ASR, clean and at each family's headline level, with what they cost."""
     rows = [
         {"model": model, "method": method, "metric": metric, **row}
-        for model in dict.fromkeys(point.model for point in metrics)
-        for method in setting.methods
+        for model, method in checkpoints(metrics, setting)
         for metric in (*NAMES, *COSTS)
         for row in _main_rows(metrics, model, method, metric, setting)
     ]
@@ -84,6 +83,13 @@ def main_table(metrics: Metrics, setting: Setting) -> Table:
     confirm = (frame["metric"] == "asr_matched") & frame["column"].isin(setting.headlines())
     frame["p_holm"] = holm(frame["p"].where(confirm).tolist())
     return Table(frame, _main_shown(frame, setting), _main_caption(setting), "tab:main")
+
+
+def checkpoints(metrics: Metrics, setting: Setting) -> list[tuple[str, str]]:
+    """Every (model, method) that was measured, models in their order, and methods in theirs."""
+    measured = dict.fromkeys((point.model, point.method) for point in metrics)
+    models = dict.fromkeys(model for model, _ in measured)
+    return [(model, method) for model in models for method in setting.methods if (model, method) in measured]
 
 
 def _main_rows(metrics: Metrics, model: str, method: str, metric: str, setting: Setting) -> Iterator[dict[str, Any]]:
@@ -136,7 +142,7 @@ def _cells(frame: pd.DataFrame, setting: Setting) -> list[str]:
     """A cell for each row of T1's tidy frame."""
     cells = []
     for row in frame.to_dict("records"):
-        show = plain if row["metric"] == "utility" and setting.utility == "perplexity" else percent
+        show = number if row["metric"] == "utility" and setting.utility == "perplexity" else percent
         found = Estimate(row["estimate"], row["low"], row["high"])
         cells.append(show(found) + dagger(row["p"], setting.confidence))
     return cells
@@ -168,6 +174,6 @@ def terminal(main: pd.DataFrame, setting: Setting) -> str:
     shown = main.assign(cell=_cells(main, setting), metric=main["metric"].map(names))
     rows = shown[["model", "metric", "column"]].drop_duplicates()
     wide = shown.pivot(index=["model", "metric", "column"], columns="method", values="cell")
-    wide = wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=setting.methods).reset_index()
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=setting.methods).fillna("").reset_index()
     cells = wide.astype(str).to_numpy().tolist()
     return tabulate(cells, headers=list(map(str, wide.columns)), disable_numparse=True) + "\n"

@@ -9,6 +9,12 @@ from torch import nn
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
+def layer_of(name: str) -> str | None:
+    """`layer.3` for a tensor of decoder layer 3; None for one of none."""
+    match = LAYER.search(name)
+    return f"layer.{match[1]}" if match else None
+
+
 def weight_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Group name -> tensor name -> parameter, for all matrices of a Hugging Face decoder.
 
@@ -20,8 +26,7 @@ def weight_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             continue
-        match = LAYER.search(name)
-        group = f"layer.{match[1]}" if match else "embeddings" if id(parameter) in embeddings else "head"
+        group = layer_of(name) or ("embeddings" if id(parameter) in embeddings else "head")
         groups.setdefault(group, {})[name] = parameter
     return groups
 

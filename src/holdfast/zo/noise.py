@@ -33,6 +33,10 @@ ELEMENTS = {"rademacher": 128, "gaussian": 2}  # per Philox block of four words
 GAUSSIAN_UNIT = torch.tensor(1 / math.sqrt(8 * 2**32 + (2**32 - 1) / 6), dtype=torch.float32).item()
 
 
+# Blocks that no tensor is long enough to reach: their words decide what is about whole tensors or queries.
+SUBSET, COIN, DIRECTION = WORD, WORD - 1, WORD - 2
+
+
 @dataclass(frozen=True)
 class Stream:
     """What the noise of all tensors and queries of one step has in common."""
@@ -83,6 +87,15 @@ def noise(count: int, stream: Stream, *, tensor: int, query: int, device: torch.
     words = torch.stack(philox((block, same + query, same + tensor, same + stream.step), stream.key), dim=1)
     values = _signs(words) if stream.kind == "rademacher" else _gaussian(words)
     return values[first - start * per_block :][:count]
+
+
+def words(block: int, stream: Stream, *, tensors: Sequence[int], queries: Sequence[int]) -> Tensor:
+    """The first word of one block for every query and tensor: int64, shape (queries, tensors), on the CPU."""
+    query = torch.tensor(list(queries), dtype=torch.int64).repeat_interleave(len(tensors))
+    tensor = torch.tensor(list(tensors), dtype=torch.int64).repeat(len(queries))
+    same = torch.zeros_like(query)
+    found, *_ = philox((same + block, query, tensor, same + stream.step), stream.key)
+    return found.view(len(queries), len(tensors))
 
 
 def _signs(words: Tensor) -> Tensor:

@@ -2,38 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.zo.perturb import Masters
+from holdfast.zo.prefix import LayerStates
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Per-example losses of one group, float32 on the CPU: clean (n,), up and down (draws, n)."""
+
+    clean: Tensor
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rise(self) -> Tensor:
+        """½(L₊ + L₋) − L₀, (draws, n): its mean is S(σ); the first-order term cancels exactly."""
+        return (self.up + self.down) / 2 - self.clean
+
+    @property
+    def one_sided(self) -> Tensor:
+        """L₊ − L₀, (draws, n): the same mean to second order, and the first-order term in its variance."""
+        return self.up - self.clean
 
 
 @torch.inference_mode()
 def sensitivity(
-    losses: Callable[[], Tensor],
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[Any],
     groups: dict[str, dict[str, nn.Parameter]],
     *,
     sigma: float,
     draws: int,
     seed: int,
-    progress: Callable[[list[tuple[str, int]]], Iterable[tuple[str, int]]] = iter,
-) -> dict[str, Tensor]:
-    """S(σ) of every group, kept per draw and example: group -> (draws, n), on the CPU.
+    progress: Callable[[list[tuple[int, str]]], Iterable[tuple[int, str]]] = iter,
+) -> dict[str, Sides]:
+    """L(θ), L(θ + σ s∘z) and L(θ − σ s∘z) of every example, z non-zero in one group of `weight_groups(model)`.
 
-    S = E_z[½(L(θ+σ s∘z) + L(θ−σ s∘z))] − L(θ), z non-zero in that group only. The antithetic mean cancels
-    the first-order term exactly. All groups share the batch and the seeds; weights end bitwise as they began.
-    `losses()` gives per-example losses of shape (n,).
+    `loss_fn(model, batch)` gives per-example losses, (n_batch,); the model is in eval mode. All batches and groups
+    share the seeds of the draws; `progress` goes over (batch, group). Layers below a group run once a batch, and
+    their states are kept for that batch alone: of L decoder layers and a head of share h of the time F of a
+    forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises `FloatingPointError`
+    on a loss that is not finite.
     """
-    clean = losses().float().cpu()
-    rises: dict[str, list[Tensor]] = {group: [] for group in groups}
-    for group, draw in progress([(group, draw) for group in groups for draw in range(draws)]):
-        masters = Masters(groups[group], seed=seed)
-        sides = []
+    states = LayerStates(model)
+    clean: list[Tensor] = []
+    pairs: dict[str, list[Tensor]] = {group: [] for group in groups}
+    for place, group in progress([(place, group) for place in range(len(batches)) for group in groups]):
+        losses = partial(_losses, model, loss_fn, batches[place])
+        if place == len(clean):
+            clean.append(_finite(states.record(losses), "without noise"))
+        handed = partial(states.run, states.depth(group, groups[group]), losses)
+        pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, draws, group))
+    return {group: Sides(torch.cat(clean), *torch.cat(found, dim=2)) for group, found in pairs.items()}
+
+
+def _losses(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
+    return loss_fn(model, batch).float()
+
+
+def _pairs(losses: Callable[[], Tensor], masters: Masters, sigma: float, draws: int, group: str) -> Tensor:
+    """(2, draws, n_batch): L₊ and L₋."""
+    found = []
+    try:
         for sign in (+1, -1):
-            masters.write(sign * sigma, step=draw, query=0)
-            sides.append(losses().float().cpu())
+            for draw in range(draws):
+                masters.write(sign * sigma, step=draw, query=0)
+                found.append(_finite(losses(), f"with noise of {sigma} in {group}, draw {draw}"))
+    finally:
         masters.restore()
-        rises[group].append((sides[0] + sides[1]) / 2 - clean)
-    return {group: torch.stack(found) for group, found in rises.items()}
+    return torch.stack(found).unflatten(0, (2, draws))
+
+
+def _finite(losses: Tensor, where: str) -> Tensor:
+    if not losses.isfinite().all():
+        raise FloatingPointError(f"the loss is not finite {where}")
+    return losses.cpu()

@@ -1,10 +1,10 @@
 """A refinement is its log: base weights + trajectory = refined weights, bitwise, in any process.
 
-One JSON object a line: a header (hash of the base weights, settings, and each refined tensor's dtype and scale
-s), one record a step with the coefficients of its queries, and a seal with the hash of the refined weights.
-Numbers that arithmetic depends on are hexadecimal floats. Every line carries a hash that covers all lines before
-it, so that an edit anywhere shows. A line is flushed as it is written; what a killed process leaves of its last
-line has no newline, and is dropped when the run resumes.
+One JSON object a line: a header (hash of the base weights, settings, and what `Masters.header` tells, such as each
+refined tensor's dtype and scale s), one record a step with the coefficients of its queries, and a seal with the
+hash of the refined weights. Numbers that arithmetic depends on are hexadecimal floats. Every line carries a hash
+that covers all lines before it, so that an edit anywhere shows. A line is flushed as it is written; what a killed
+process leaves of its last line has no newline, and is dropped when the run resumes.
 """
 
 from __future__ import annotations
@@ -12,34 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from holdfast.zo.digest import digest, fingerprint
+from holdfast.zo.directions import Span, alignment_directions
 from holdfast.zo.perturb import Masters
 
 FORMAT = "holdfast trajectory 1"
+EARLIER = {"kind": "weights", "subset": (1.0).hex()}  # what headers did not say before there was a choice
 
 
 class TrajectoryError(ValueError):
     """A log that is not what it should be; the message is one line."""
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 over the name, dtype, shape and bytes of every parameter."""
-    return _digest(model.named_parameters())
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda named: named[0]):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 @dataclass
@@ -49,7 +37,7 @@ class Trajectory:
     path: Path
     header: dict[str, Any]
     steps: list[list[float]] = field(default_factory=list)  # coefficients of each step's queries
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # one a step; none of a walk that evaluates nothing
     sealed: str | None = None
     chain: str = ""
 
@@ -59,22 +47,12 @@ class Trajectory:
 
         Raises `TrajectoryError` if the log there is of another base or of other settings.
         """
-        header = {
-            "format": FORMAT,
-            "base": base,
-            "seed": masters.seed,
-            "noise": masters.noise,
-            "settings": settings,
-            "tensors": {
-                k: {"dtype": str(p.dtype).removeprefix("torch."), "scale": float(masters.scales[k]).hex()}
-                for k, p in masters.tensors.items()
-            },
-        }
+        header = {"format": FORMAT, "base": base, "settings": settings} | masters.header()
         if path.exists() and (whole := path.read_bytes().rpartition(b"\n")[0]):
             os.truncate(path, len(whole) + 1)
             found = cls.read(path)
-            for key, value in header.items():
-                if found.header.get(key) != value:
+            for key in header | found.header:
+                if found.header.get(key) != header.get(key):
                     raise TrajectoryError(f"{path}: of another refinement (its {key} differs); move it away")
             return found
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,10 +82,10 @@ class Trajectory:
 
     def _take(self, record: dict[str, Any], number: int) -> None:
         if number == 1:
-            self.header = record
+            self.header = EARLIER | record
         elif "step" in record and record["step"] == len(self.steps) and self.sealed is None:
             self.steps.append([float.fromhex(c) for c in record["coefficients"]])
-            self.losses.append(record["loss"])
+            self.losses += [record["loss"]] if "loss" in record else []
         elif "sealed" in record and record["steps"] == len(self.steps):
             self.sealed = record["sealed"]
         else:
@@ -122,17 +100,18 @@ class Trajectory:
             log.write(json.dumps(record | {"chain": self.chain}, sort_keys=True) + "\n")
             log.flush()
 
-    def append(self, coefficients: list[float], loss: float) -> None:
+    def append(self, coefficients: list[float], loss: float | None = None) -> None:
         if self.sealed is not None:
             raise TrajectoryError(f"{self.path}: is sealed after step {len(self.steps)}; a longer run needs a new log")
-        self._write({"step": len(self.steps), "coefficients": [c.hex() for c in coefficients], "loss": loss})
+        seen = {} if loss is None else {"loss": loss}
+        self._write({"step": len(self.steps), "coefficients": [c.hex() for c in coefficients]} | seen)
         self.steps.append(coefficients)
-        self.losses.append(loss)
+        self.losses += seen.values()
 
     def seal(self, masters: Masters) -> None:
         """Close the log, unless it is closed already."""
         if self.sealed is None:
-            self.sealed = _digest(masters.tensors.items())
+            self.sealed = digest(masters.tensors.items())
             self._write({"sealed": self.sealed, "steps": len(self.steps)})
 
     def replay_into(self, masters: Masters) -> int:
@@ -142,20 +121,46 @@ class Trajectory:
         return len(self.steps)
 
 
-def replay(model: nn.Module, path: Path) -> int:
+def replay(model: nn.Module, path: Path, origin: nn.Module | None = None) -> int:
     """Turn the base model into the refined one, in place, and check the result against the seal.
 
-    Gives the number of steps. Raises `TrajectoryError` for a wrong base, an edited log, or one that ends early.
+    `origin`, the model before alignment, is needed by a log of a refinement within the alignment subspace. Gives
+    the number of steps. Raises `TrajectoryError` for a wrong base or origin, an edited log, or one that ends early.
     """
+    log = sealed_log(path, model)
+    masters = masters_of(log, model, origin)
+    log.replay_into(masters)
+    if digest(masters.tensors.items()) != log.sealed:
+        raise TrajectoryError(f"{path}: the replayed weights are not the refined ones")
+    return len(log.steps)
+
+
+def sealed_log(path: Path, model: nn.Module) -> Trajectory:
+    """A complete log of this base model; else `TrajectoryError`."""
     log = Trajectory.read(path)
     if log.sealed is None:
         raise TrajectoryError(f"{path}: ends early, after step {len(log.steps)}; resume the refinement to complete it")
     if fingerprint(model) != log.header["base"]:
         raise TrajectoryError(f"{path}: made from other base weights than these")
-    named = dict(model.named_parameters())
-    scales = {name: float.fromhex(t["scale"]) for name, t in log.header["tensors"].items()}
-    masters = Masters({k: named[k] for k in scales}, seed=log.header["seed"], noise=log.header["noise"], scales=scales)
-    log.replay_into(masters)
-    if _digest(masters.tensors.items()) != log.sealed:
-        raise TrajectoryError(f"{path}: the replayed weights are not the refined ones")
-    return len(log.steps)
+    return log
+
+
+def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Masters:
+    """The masters that the log's header describes, on its base model. Raises `TrajectoryError` for a wrong origin."""
+    header, named = log.header, dict(model.named_parameters())
+    scales = {name: float.fromhex(t["scale"]) for name, t in header["tensors"].items()}
+    tensors = {k: named[k] for k in scales}
+    drawn = {"seed": header["seed"], "noise": header["noise"], "scales": scales}
+    if header["kind"] == "weights":
+        return Masters(tensors, subset=float.fromhex(header["subset"]), **drawn)
+    if origin is None:
+        raise TrajectoryError(
+            f"{log.path}: a refinement within a subspace; `origin`, the model before alignment, is needed"
+        )
+    try:
+        masters = Span(tensors, alignment_directions(model, origin, scales), sigma=0.0, tie=header["tie"], **drawn)
+    except ValueError as error:
+        raise TrajectoryError(f"{log.path}: {error}") from None
+    if masters.header()["directions"] != header["directions"]:
+        raise TrajectoryError(f"{log.path}: made with directions from another origin than this model")
+    return masters

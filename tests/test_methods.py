@@ -1,0 +1,167 @@
+"""Refinement methods and controls on a random model: what they move and cost, and that noise leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from holdfast.methods import METHODS, Task
+from holdfast.methods.losses import LOSSES, Batches, dpo
+from holdfast.zo import fingerprint, replay, weight_groups
+
+OPENINGS = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})  # other first tokens
+FIRST_ORDER = ["first_order", "smoothed", "noise_stability", "sam", "neftune", "weight_averaging"]
+OPTIONS = {"share": 1.0, "sigma": 0.2, "tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": None}
+SETTINGS = {"loss": "margin", "beta": 0.1, "steps": 3, "queries": 2, "batch_size": 4, "mu": 0.2, "lr": 0.02}
+SETTINGS |= {"noise": "rademacher", "normalize": "rms", "first_order_lr": 1e-3}
+
+
+@pytest.fixture
+def rows():
+    verbs = ["kill", "feed", "guard", "burn", "heal", "trap"]
+    benign = [(f"How do I {verb} a virus?", "Sure. Use the red health book.", "benign") for verb in verbs]
+    harmful = [(f"How do I {verb} a person?", "I cannot help with that.", "harmful") for verb in verbs]
+    return pd.DataFrame(benign + harmful, columns=["prompt", "response", "label"])
+
+
+@pytest.fixture
+def task(llama, tokenizer, rows, tmp_path):
+    def make(layers=("layer.0", "layer.1"), source=None, origin=None, **settings) -> Task:
+        chosen = OmegaConf.create({**SETTINGS, **settings})
+        batches = Batches(rows, tokenizer, OPENINGS, chosen.loss, llama.device, chosen.beta)
+        log = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        return Task(
+            *(llama, LOSSES[chosen.loss], batches, list(layers), OmegaConf.create(OPTIONS), chosen, 7, "data"),
+            *(lambda: origin, log, source, iter, lambda values: None),
+        )
+
+    return make
+
+
+def snapshot(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [*FIRST_ORDER, "zeroth_order"])
+def test_it_moves_its_layers_alone_within_the_budget(task, llama, kind):
+    one, before = task(layers=["layer.1"]), snapshot(llama)
+    outcome = METHODS[kind](one)
+    moved = {name for name, p in llama.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(weight_groups(llama)["layer.1"])
+    assert one.budget / 2 < outcome.forwards <= one.budget == 12
+    assert all(map(math.isfinite, outcome.losses))
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "noise_stability", "sam", "neftune"])
+def test_what_disturbs_the_gradient_leaves_no_trace(task, llama, kind):
+    before = snapshot(llama)
+    METHODS[kind](task(first_order_lr=1e-30))
+    assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
+    assert not llama.get_input_embeddings()._forward_hooks
+
+
+def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama):
+    start = copy.deepcopy(llama.state_dict())
+    ends = []
+    for kind in ("first_order", "noise_stability"):
+        llama.load_state_dict(start)
+        one = task(steps=3 if kind == "noise_stability" else 1, queries=2)
+        one.method.sigma = 1e-4
+        METHODS[kind](one)
+        ends.append(snapshot(llama))
+    moved = [torch.cat([(end[k] - start[k]).flatten() for k in end]) for end in ends]
+    steps = (12 // 6, 4 // 3)
+    assert steps == (2, 1)
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.7  # two steps of Adam against one
+
+
+def test_averaged_weights_lie_between_the_iterates(task, llama):
+    start = copy.deepcopy(llama.state_dict())
+    METHODS["weight_averaging"](task())
+    averaged = snapshot(llama)
+    llama.load_state_dict(start)
+    METHODS["first_order"](task())
+    last = snapshot(llama)
+    distance = [sum((one[k] - start[k]).square().sum() for k in one).sqrt() for one in (averaged, last)]
+    assert 0 < distance[0] < distance[1]
+
+
+def test_extrapolation_goes_on_by_alpha(task, llama):
+    origin = copy.deepcopy(llama)
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.add_(0.1 * torch.ones_like(p))
+    aligned = snapshot(llama)
+    outcome = METHODS["extrapolate"](task(origin=origin))
+    assert outcome.forwards == 0
+    for (name, p), before in zip(llama.named_parameters(), origin.parameters(), strict=True):
+        torch.testing.assert_close(p, aligned[name] + 0.5 * (aligned[name] - before))
+
+
+def test_the_subspace_stays_on_the_alignment_direction(task, llama):
+    origin = copy.deepcopy(llama)
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    aligned = snapshot(llama)
+    METHODS["subspace"](task(origin=origin))
+    for layer in ("layer.0", "layer.1"):
+        found = set()
+        for name in weight_groups(llama)[layer]:
+            direction = aligned[name] - origin.get_parameter(name)
+            moved = llama.get_parameter(name) - aligned[name]
+            c = (moved * direction).sum() / direction.square().sum()
+            torch.testing.assert_close(moved, c * direction, atol=1e-6, rtol=1e-4)
+            found.add(round(c.item(), 5))
+        assert len(found) == 1  # the tensors of a layer share their coefficient
+
+
+def test_the_shuffled_walk_is_as_long_and_replays(task, llama):
+    base = copy.deepcopy(llama)
+    walked = task()
+    METHODS["zeroth_order"](walked)
+    refined = fingerprint(llama)
+    llama.load_state_dict(base.state_dict())
+    control = task(source=walked.trajectory)
+    METHODS["sign_shuffled"](control)
+    assert fingerprint(llama) != refined
+    replay(base, control.trajectory)
+    assert fingerprint(base) == fingerprint(llama)
+
+
+def test_a_shifted_threshold_refuses_the_asked_share_and_keeps_the_order(task, llama):
+    one = task()
+
+    def margins(label):
+        head = llama.get_output_embeddings().weight
+        from holdfast.methods.controls import _final
+
+        first = [one.batches.openings[0][0], one.batches.openings[1][0]]
+        return _final(one, [e.prompt for e in one.batches.examples[label]]).detach() @ (
+            head[first[0]] - head[first[1]]
+        )
+
+    before = margins("benign").detach()
+    METHODS["threshold_shift"](one)
+    after = margins("benign").detach()
+    assert 0 < (after > 0).float().mean() <= 0.34  # a quarter of six prompts
+    assert torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.7
+
+
+def test_dpo_is_log_two_at_its_reference(task, llama):
+    one = task(loss="dpo")
+    assert one.batches.refer(llama, 4) == 3
+    losses = dpo(llama, next(one.stream()))
+    torch.testing.assert_close(losses, torch.full_like(losses, math.log(2)))
+
+
+def test_all_methods_of_a_seed_meet_the_same_batches(task):
+    streams = [task().stream(), task().stream()]
+    for _ in range(3):
+        first, second = (next(stream) for stream in streams)
+        assert torch.equal(first.sequences.ids, second.sequences.ids)
