@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from holdfast import models
 from holdfast.errors import UserError
@@ -35,7 +36,7 @@ def sft(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], i
 
     settings = run.cfg.align
     turns = [{"prompt": _user(r.prompt), "completion": _assistant(r.response)} for r in rows.itertuples()]
-    optimizer = {"optim": settings.optimizer, "optim_args": "momentum=0.9" if settings.optimizer == "sgd" else None}
+    optimizer = {"optim": settings.optimizer, "optim_args": settings.optimizer_args}
     losses = _train(run, model, tokenizer, turns, SFTTrainer, SFTConfig, {"completion_only_loss": True, **optimizer})
     return losses, PASS * settings.steps, PASS * settings.steps * settings.batch_size
 
@@ -61,31 +62,29 @@ def dpo(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], i
 
 def zeroth_order(run: Run, model: Any, tokenizer: Any, rows: Any) -> tuple[list[float], int, int]:
     """Two-point steps on the decoder's matrices from the base model, on the likelihood of the responses."""
+    from holdfast.methods import METHODS, Task
     from holdfast.methods.losses import LOSSES, Batches
-    from holdfast.zo import ZeroOrderRefiner, weight_groups
+    from holdfast.zo import weight_groups
     from holdfast.zo.layers import decoder_layers
 
-    settings = run.cfg.align
-    batches = Batches(rows, tokenizer, run.cfg.openings.loss, "nll", model.device).stream(
-        settings.batch_size, run.seed
-    )
-    refiner = ZeroOrderRefiner(
+    settings = {**run.cfg.align, "loss": "nll"}
+    task = Task(
         model,
         LOSSES["nll"],
-        layers=decoder_layers(weight_groups(model)),
-        mu=settings.mu,
-        lr=settings.lr,
-        queries=settings.queries,
-        normalize="rms",
-        seed=run.seed,
+        Batches(rows, tokenizer, run.cfg.openings.loss, "nll", model.device),
+        decoder_layers(weight_groups(model)),
+        OmegaConf.create({"share": 1.0}),
+        OmegaConf.create(settings),
+        run.seed,
+        hashlib.sha256(rows.to_csv().encode()).hexdigest(),
+        lambda: model,
+        run.out / "trajectory.jsonl",
+        None,
+        run.progress,
+        run.tracker.log,
     )
-    for _ in run.progress(range(settings.steps)):
-        try:
-            run.tracker.log({"loss": refiner.step(next(batches)).loss})
-        except FloatingPointError as error:
-            raise UserError(f"{error}; here align.mu and align.lr") from None
-    forwards = 2 * settings.queries * settings.steps
-    return refiner.losses, forwards, forwards * settings.batch_size
+    outcome = METHODS["zeroth_order"](task)
+    return outcome.losses, outcome.forwards, outcome.forwards * run.cfg.align.batch_size
 
 
 def _train(
@@ -114,6 +113,7 @@ def _train(
         activation_checkpointing=False,
         dataloader_pin_memory=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log 0 for a loss that is not finite
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,

@@ -139,7 +139,7 @@ class PretrainConfig(TrainConfig):
 ALIGN_OPTIONS: dict[str, tuple[str, ...]] = {
     "sft": ("optimizer", "max_length", "warmup"),
     "dpo": ("beta", "sft_weight", "max_length", "warmup"),
-    "zo": ("mu", "queries"),
+    "zo": ("mu", "queries", "noise", "normalize"),
 }
 
 
@@ -148,12 +148,15 @@ class AlignConfig(TrainConfig):
     name: str = MISSING
     kind: str = choice(*ALIGN_OPTIONS)
     optimizer: str | None = option("adamw_torch", "sgd")
+    optimizer_args: str | None = None  # as transformers takes them, "momentum=0.9"
     max_length: int | None = option(least=16)
     warmup: float | None = option(least=0, most=1)
     beta: float | None = option(above=0)
     sft_weight: float | None = option(least=0)  # of the chosen answer's NLL beside DPO's own loss
     mu: float | None = option(above=0)
     queries: int | None = option(least=1)
+    noise: str | None = option("rademacher", "gaussian")
+    normalize: str | None = option("none", "rms")
 
 
 @dataclass

@@ -132,7 +132,8 @@ class Probe:
                 for query, (rise, mask) in enumerate(zip(report.rises, report.masks, strict=True)):
                     at = step * o.queries + query
                     rows += [(at, rise, layer, layer in mask) for layer in self.layers]
-        frame = pd.DataFrame(rows, columns=["evaluation", "rise", "group", "perturbed"])
+        kinds = {"evaluation": int, "rise": float, "group": str, "perturbed": bool}
+        frame = pd.DataFrame(rows, columns=list(kinds)).astype(kinds)  # without rows too
         return frame, o.steps * (2 * o.queries + 1)
 
     def outcomes(self) -> pd.DataFrame:
@@ -155,7 +156,8 @@ class Probe:
                 asr = (harmful <= threshold(benign, ones[1], s.over_refusal)).mean()
                 rows.append((layer, draw, float(asr), float(auroc(harmful, benign, (ones[0], ones[1]))[0])))
             masters.restore()
-        return pd.DataFrame(rows, columns=["group", "draw", "asr", "auroc"])
+        kinds = {"group": str, "draw": int, "asr": float, "auroc": float}
+        return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
     def _margins(self, prompts: list[str]) -> Any:
         import numpy as np

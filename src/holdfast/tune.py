@@ -47,6 +47,7 @@ def run(run: Run) -> None:
         with perturbed(model, point, bench) as arm:
             score(arm, perturbation=point.name, level=point.level, draw=point.draw)
     frame = pd.DataFrame(rows)
+    frame.insert(0, "seed", run.seed)
     run.save_table(frame, "scores.parquet")
     means = frame.groupby(["perturbation", "level"])[["asr", "auroc", "utility"]].mean().reset_index()
     flat = {

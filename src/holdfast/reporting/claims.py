@@ -103,13 +103,13 @@ def _caption(setting: Setting, cfg: DictConfig, best: list[str]) -> str:
 
 
 def terminal_claims(frame: pd.DataFrame, setting: Setting) -> str:
-    """T7 narrow enough for a terminal."""
+    """T7 narrow enough for a terminal, without what was not run."""
     rows = [
         [
             *(row["claim"], row["family"], f"{row['model']}/{row['recipe']}", row["comparison"]),
             *(_cell(row, "effect"), row["verdict"]),
         ]
-        for row in _records(frame)
+        for row in _records(frame[frame["verdict"] != verdicts.NOT_RUN])
     ]
     names = ["claim", "family", "recipe", "comparison", "effect", "verdict"]
     return tabulate(rows, headers=names, disable_numparse=True) + "\n"
