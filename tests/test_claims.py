@@ -28,7 +28,7 @@ LAYERS = [f"layer.{i}" for i in range(4)]
 OVERRIDES = [
     *("study.name=made", "study.methods=[aligned,fo_refine,zo_all,zo_selective,zo_sign_shuffled]"),
     *("study.seeds=[0,1,2,3]", "tables.resamples=60", "tables.coverage.studies=20", "claims.optimizers=[sft]"),
-    *("tables.coverage.matched_studies=2", "probe.other_sigmas=[0.1]"),
+    *("tables.coverage.matched_studies=2", "probe.other_sigmas=[0.1]", "probe.sigma=0.3", "claims.top_k=2"),
     *("evaluate.utility=exact_match", "claims.lengths=[short,sft]"),
 ]
 

@@ -38,7 +38,7 @@ def planned(folder: Path, *config: str) -> set[str]:
 
 def digests(folder: Path) -> dict[str, str]:
     tables = folder / "results" / "tables" / "smoke"
-    found = [p for p in tables.iterdir() if p.suffix in (".csv", ".md", ".tex", ".txt")]
+    found = [p for p in tables.iterdir() if p.stem != "timing" and p.suffix in (".csv", ".md", ".tex", ".txt")]
     found += list((folder / "results" / "smoke" / "figures").iterdir())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 

@@ -37,8 +37,8 @@ def threshold_shift(task: Task) -> Outcome:
     """Only the refusal bias moves: the head's row of the refusal's first token is shifted along the mean final state
     of benign prompts, until a share `over_refusal` of them has a refusal margin above 0.
 
-    Margins keep their order but for the states' deviation from the mean, so that at matched over-refusal next to
-    nothing should change.
+    Of the clean model the margins keep their order but for the states' deviation from the mean, so that at matched
+    over-refusal next to nothing changes. Under noise the states turn away from that mean, each to its own degree.
     """
     batches, head = task.batches, task.model.get_output_embeddings()
     refusal, compliance = batches.openings[0][0], batches.openings[batches.refusals][0]
