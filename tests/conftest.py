@@ -61,6 +61,13 @@ def random_llama(tokenizer, *, tied: bool = False, layers: int = 2):
         ).eval()
 
 
+def save_aligned(folder: Path, tokenizer) -> None:
+    """What an alignment leaves, of a random model."""
+    random_llama(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "metrics.json").write_text("{}")
+
+
 @pytest.fixture
 def llama(tokenizer):
     return random_llama(tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import random_llama
+from conftest import save_aligned
 
 from holdfast.compose import composed
 from holdfast.datasets import world
@@ -73,9 +73,7 @@ def test_tuning_needs_no_row_of_an_evaluation_split(studies, rows, tokenizer, tm
     few.to_parquet(layout.data / "prompts.parquet")
     (layout.data / "metrics.json").write_text("{}")
     folder = layout.align("tiny", "sft_plateau", 100)
-    random_llama(tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "metrics.json").write_text("{}")
+    save_aligned(folder, tokenizer)
     ended = stage(
         *("tune", "study=tuning", "align=sft_plateau", "method=fo_smoothed", "seed=100", f"results={tmp_path}"),
         *("refine.steps=1", "refine.queries=2", f"hydra.run.dir={tmp_path}/out"),

@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import random_llama
+from conftest import save_aligned
 
 from holdfast.compose import composed
 from holdfast.datasets import world
@@ -30,9 +30,7 @@ def base(tmp_path_factory):
 
 def test_the_probe_measures_what_is_asked_for(base, stage, tokenizer):
     folder, out = base.align("tiny", "sft", 0), base.probe("tiny", "sft", 0)
-    random_llama(tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "metrics.json").write_text("{}")
+    save_aligned(folder, tokenizer)
     ended = stage(
         *("probe", f"results={base.results}", f"hydra.run.dir={out}", "tracking=disabled", "study.name=made"),
         *("probe.compare=[together,activations,quantization]", "probe.other_sigmas=[0.1]", "probe.outcome_draws=1"),

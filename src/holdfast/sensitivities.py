@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Probe:
         """Noise on the weights of all decoder layers at once, at every radius: what the single rises add up to."""
         import pandas as pd
 
-        everything = {"all": {name: p for layer in self.layers for name, p in self.groups[layer].items()}}
+        from holdfast.perturbations.snapshot import decoder_matrices
+
+        everything = {"all": decoder_matrices(self.model)}
         sigmas = [self.settings.sigma, *self.settings.other_sigmas]
         return pd.concat([self.weights(sigma, everything) for sigma in sigmas], ignore_index=True)
 
@@ -109,11 +111,11 @@ class Probe:
         and its forwards. The refined weights are put back."""
         import pandas as pd
 
-        from holdfast.perturbations.snapshot import restored
+        from holdfast.perturbations.snapshot import decoder_matrices, restored
         from holdfast.zo import ZeroOrderRefiner
 
         o, rows = self.settings.online, []
-        with restored({name: p for layer in self.layers for name, p in self.groups[layer].items()}):
+        with restored(decoder_matrices(self.model)):
             refiner = ZeroOrderRefiner(
                 self.model,
                 self.loss,
@@ -140,7 +142,7 @@ class Probe:
         """The ASR on the tuning split, by margins at matched over-refusal, with noise on one layer's weights alone."""
         import pandas as pd
 
-        from holdfast.metrics.rates import auroc, threshold
+        from holdfast.metrics.rates import asr_and_auroc
         from holdfast.zo.perturb import Masters
 
         s, rows = self.settings, []
@@ -152,9 +154,7 @@ class Probe:
             for draw in range(s.outcome_draws):
                 masters.write(s.sigma, step=draw, query=1)  # other noise than the probe's
                 harmful, benign = (self._margins(found["prompt"].tolist()) for found in sets)
-                ones = [array[:, None] * 0 + 1 for array in (harmful, benign)]
-                asr = (harmful <= threshold(benign, ones[1], s.over_refusal)).mean()
-                rows.append((layer, draw, float(asr), float(auroc(harmful, benign, (ones[0], ones[1]))[0])))
+                rows.append((layer, draw, *asr_and_auroc(harmful, benign, s.over_refusal)))
             masters.restore()
         kinds = {"group": str, "draw": int, "asr": float, "auroc": float}
         return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
@@ -193,12 +193,8 @@ class Probe:
 
         size = sum(p.numel() for p in self.groups[group].values()) if group in self.groups else 0
         draws, examples = up.shape
-        frame = pd.DataFrame(list(self._places(draws, examples)), columns=["draw", "example"])
+        frame = pd.DataFrame(list(product(range(draws), range(examples))), columns=["draw", "example"])
         frame = frame.assign(clean=clean.repeat(draws).numpy(), up=up.flatten().numpy(), down=float("nan"))
         if down is not None:
             frame["down"] = down.flatten().numpy()
         return frame.assign(group=group, parameters=size, kind=kind, sigma=sigma)[COLUMNS]
-
-    @staticmethod
-    def _places(draws: int, examples: int) -> Iterator[tuple[int, int]]:
-        return ((draw, example) for draw in range(draws) for example in range(examples))
