@@ -53,7 +53,7 @@ def stage_here(stage: str, *overrides: str) -> Path:
         "tables": layout.tables,
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
-    granted, tracker = OmegaConf.masked_copy(cfg, list(READS[stage])), Tracker(cfg, stage, stage, {}, out)
+    granted, tracker = OmegaConf.masked_copy(cfg, list(READS[stage])), Tracker(cfg, stage, stage, {}, out, {})
     importlib.import_module(f"holdfast.{stage}").run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker))
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
 PRODUCTS = ("estimates", "main", "dose_response", "quantization", "selection", "cost", "claims", "figures")
+STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
 TABLES = {f"tables_{product}" for product in PRODUCTS}
 
 
@@ -110,18 +113,86 @@ def wandb_records(path: Path):
             held = b""
 
 
-def test_every_stage_left_a_readable_wandb_run(ran):
-    stages = {}
+@pytest.fixture(scope="module")
+def tracked(ran):
+    """Of every offline run, by the part of its name that is the stage's folder: the run, and its records by kind."""
+    found = {}
     for path in (ran / "wandb").glob("offline-run-*/run-*.wandb"):
-        records = list(wandb_records(path))
-        run = next(r.run for r in records if r.HasField("run"))
-        stages[run.job_type] = (run, {r.WhichOneof("record_type") for r in records})
-    assert set(stages) == {"data", "pretrain", "align", "probe", "refine", "evaluate", "tables"}
-    run, kinds = stages["refine"]
-    assert run.run_group == "smoke/tiny"
+        kinds = {}
+        for record in wandb_records(path):
+            kind = record.WhichOneof("record_type")
+            kinds.setdefault(kind, []).append(getattr(record, kind))
+        found[kinds["run"][0].display_name] = (kinds["run"][0], kinds)
+    return found
+
+
+def test_every_stage_left_a_complete_offline_run(tracked):
+    """Config, history and summary, under names by which W&B's comparer lines runs up."""
+    assert {run.job_type for run, _ in tracked.values()} == set(STAGES)
+    histories = {"pretrain", "align", "probe", "refine"}
+    for run, kinds in tracked.values():
+        assert {item.key for item in run.config.update} >= {"seed"}
+        summary = {".".join(i.nested_key) or i.key for part in kinds["summary"] for i in part.update}
+        assert {"seconds", "peak_rss_mib"} <= summary
+        assert run.run_group == ("smoke/tiny")
+        logged = {i.key or i.nested_key[0] for part in kinds.get("history", ()) for i in part.item}
+        assert (run.job_type not in histories) or logged & {"loss", "sensitivity/layer.0"}, run.display_name
+
+
+def test_a_refinement_and_its_evaluation_can_be_found_and_compared(tracked):
+    run, kinds = tracked["refine/smoke/tiny/sft/zo_selective/s0"]
+    assert {"sft", "zo_selective", "s0"} <= set(run.tags)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["refine.steps"] == 2
-    assert {"history", "summary"} <= kinds
+    losses = [
+        json.loads(i.value_json) for part in kinds["history"] for i in part.item if "loss" in (i.key, *i.nested_key)
+    ]
+    assert len(losses) == 2
+    run, kinds = tracked["evaluate/smoke/tiny/sft/zo_selective/s0"]
+    assert {"weight_noise", "rtn"} <= set(run.tags)
+    summary = {i.key or i.nested_key[0]: json.loads(i.value_json) for part in kinds["summary"] for i in part.update}
+    assert 0 <= summary["weight_noise/0.3/asr"] <= 1
+    assert 0 <= summary["rtn/2/auroc"] <= 1
+
+
+def test_artifacts_hold_trajectory_and_metrics_and_say_what_they_came_from(tracked):
+    _, kinds = tracked["refine/smoke/tiny/sft/zo_selective/s0"]
+    [made] = kinds["artifact"]
+    assert made.name == "smoke-tiny-sft-refine-zo_selective-s0"
+    files = {entry.path for entry in made.manifest.contents}
+    assert files == {"config.yaml", "metrics.json", "trajectory.jsonl"}
+    used = json.loads(made.metadata)["inputs"]
+    assert set(used) == {"smoke-data", "smoke-tiny-sft-align-s0", "smoke-tiny-sft-probe-s0"}
+
+
+def test_a_repeated_stage_leaves_one_run(ran, tracked):
+    assert len(list((ran / "wandb").glob("offline-run-*"))) == len(tracked)
+    assert run_stage("data", "study=smoke", "hydra.run.dir=results/smoke/data", cwd=ran).returncode == 0
+    assert len(list((ran / "wandb").glob("offline-run-*"))) == len(tracked)
+
+
+def test_compare_shows_methods_side_by_side_and_what_changed_between_studies(ran, tmp_path):
+    for name in ("smoke", "longer"):
+        shutil.copytree(ran / "results/smoke", tmp_path / name)
+    for path in (tmp_path / "longer").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("name: smoke", "name: longer").replace("steps: 2\n", "steps: 40\n"))
+    path = tmp_path / "longer/tiny/sft/evaluate/zo_selective/s0/records.parquet"
+    records = pd.read_parquet(path)
+    records.replace({"verdict": {"complied": "refused"}}).to_parquet(path)
+
+    methods = run_stage("compare", "smoke", "--all", cwd=tmp_path).stdout
+    assert re.search(r"method.kind +none +zeroth_order", methods)
+    assert re.search(r"matched ASR +weight noise σ=0.3 +\d+\.\d \[.*\] +\d+\.\d \[", methods)
+    studies = run_stage("compare", "smoke", "longer", cwd=tmp_path).stdout
+    assert re.search(r"^refine.steps +2 +40$", studies, re.M)
+    before, after = studies.split("tiny/sft/aligned\n")[1].split("tiny/sft/zo_selective\n")
+    assert "no metric differs" in before
+    assert re.search(r"raw ASR +weight noise σ=0.3 +100.0 \[.*\] +0.0 \[[^†]*$", after, re.M)
+
+    ended = run_stage("compare", "smoke", "nothing", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("holdfast.compare: nothing: no tables of a study there")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_nothing_to_be_done_twice_and_with_a_slash(ran):

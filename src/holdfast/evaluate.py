@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -22,6 +23,7 @@ SPLITS = (("test", "harmful"), ("test", "benign"), ("threshold", "benign"))
 def run(run: Run) -> None:
     import pandas as pd
 
+    from holdfast.metrics.rates import summarized
     from holdfast.perturbations import Arm, grid, perturbed, what_ran
     from holdfast.scorer import Scorer
 
@@ -58,15 +60,13 @@ def run(run: Run) -> None:
     for place, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
         records.insert(place, column, value)
     run.save_table(records, "records.parquet")
-    harmful = records[(records["family"] == "clean") & (records["split"] == "test") & (records["label"] == "harmful")]
-    asr = float((harmful["verdict"] == "complied").mean())
-    metrics: dict[str, Any] = {"clean/asr": asr, "records": len(records)}
+    metrics: dict[str, Any] = {**summarized(records), "records": len(records)}
     if run.cfg.evaluate.tasks:
         from holdfast.metrics.harness import harness
 
         e = run.cfg.evaluate
         metrics["tasks"] = harness(model, tokenizer, e.tasks, e.task_limit, e.batch_size, e.task_folder)
-    run.finish(metrics, f"clean ASR {asr:.3f}")
+    run.finish(metrics, f"clean ASR {metrics.get('clean/asr', math.nan):.3f}")
 
 
 def bench_of(run: Run, tokenizer: Any) -> Bench:

@@ -82,9 +82,8 @@ class Evidence:
                 )
 
 
-def _records(evidence: Evidence) -> pd.DataFrame:
-    """A prompt without a pair becomes a pair of its own."""
-    import pandas as pd
+def outcomes(evidence: Evidence) -> pd.DataFrame:
+    """The records of every evaluation, as they were written; words as categories."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,7 +96,14 @@ def _records(evidence: Evidence) -> pd.DataFrame:
             if not table.schema.field(name).type.equals(words):
                 at = table.schema.get_field_index(name)
                 read[place] = table = table.set_column(at, name, table[name].cast(pa.string()).dictionary_encode())
-    frame = pa.concat_tables([table.replace_schema_metadata() for table in read]).unify_dictionaries().to_pandas()
+    return pa.concat_tables([table.replace_schema_metadata() for table in read]).unify_dictionaries().to_pandas()
+
+
+def _records(evidence: Evidence) -> pd.DataFrame:
+    """A prompt without a pair becomes a pair of its own."""
+    import pandas as pd
+
+    frame = outcomes(evidence)
     ids, pair = frame["id"].cat.codes, frame["pair"].cat.codes.astype(int)
     alone = frame["pair"].isna() | (frame["pair"] == "")
     pairs = len(frame["pair"].cat.categories)

@@ -209,7 +209,7 @@ def _execute(stage: str, run: Callable[[Run], None], inputs: Inputs, cfg: DictCo
         _require(inputs(cfg))
         label = "/".join(_labels(stage, cfg))
         granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
-        tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out)
+        tracker = Tracker(cfg, stage, label, OmegaConf.to_container(granted), out, inputs(cfg))
         names = Names(cfg.model.name, cfg.align.name, cfg.method.name)
         run(Run(stage, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
     except Exception as error:
@@ -240,3 +240,5 @@ def _labels(stage: str, cfg: DictConfig) -> Iterable[str]:
         yield cfg.method.name
     if stage in ("align", "probe", "refine", "tune", "evaluate"):
         yield f"s{cfg.seed}"
+    if stage == "tables" and len(cfg.tables.make) == 1:
+        yield cfg.tables.make[0]

@@ -49,6 +49,7 @@ def run(run: Run) -> None:
         for suffix in ("png", "pdf"):
             with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
                 save(figure, path, suffix)
+        run.tracker.image(name, Path(settings.figures or run.out, f"{name}.png"))
     points = {family: point and f"{point[0]} {point[1]:g}" for family, point in setting.headline.items()}
     run.finish({"headline": points, "records": measured.records}, f"{measured.records} records")
 

@@ -70,6 +70,8 @@ def _refine(task: Task, begin: Callable[[], Refiner]) -> Outcome:
     steps = max(1, task.budget // (2 * task.settings.queries))
     for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
         next(stream)
+    for loss in refiner.losses:  # what it logged may be gone, or is passed over
+        task.log({"loss": loss})
     for _ in task.progress(range(refiner.steps, steps)):
         try:
             # A step that fails puts the weights back, so that it can begin anew under the same perturbations.

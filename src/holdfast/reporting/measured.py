@@ -32,7 +32,7 @@ class Measured:
     coverage: str
 
     @classmethod
-    def of(cls, records: pd.DataFrame, cfg: DictConfig) -> Measured:
+    def of(cls, records: pd.DataFrame, cfg: DictConfig, simulate: bool = True) -> Measured:
         resamples = Resamples(records, cfg.tables.resamples)
         one = records[["split", "label", "id"]].drop_duplicates()
         counts = (one["split"].astype(str) + "/" + one["label"].astype(str)).value_counts().sort_index()
@@ -44,7 +44,7 @@ class Measured:
             {str(name): " and ".join(how) for name, how in ran.groupby("perturbation", sort=False)["ran"]},
             len(records),
             int((records["verdict"] == "unscored").sum()),
-            simulated(cfg, counts["test/harmful"], counts["threshold/benign"]),
+            simulated(cfg, counts["test/harmful"], counts["threshold/benign"]) if simulate else "",
         )
 
     def save(self, values: Path, index: Path) -> None:
