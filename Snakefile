@@ -5,6 +5,10 @@ from holdfast.workflow import Workflow
 min_version("9.0")
 
 flow = Workflow(config)
+config["study"], config["settings"] = flow.study.name, flow.composed
+
+
+report: "workflow/report/study.rst"
 
 
 # Tab completion adds a slash; both names are the same target.

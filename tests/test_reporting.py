@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from holdfast.compose import composed
-from holdfast.reporting import Measured, Setting, dose_response, main_table, quantization, terminal
+from holdfast.metrics.agreement import crossed, kappa
+from holdfast.metrics.rates import Point
+from holdfast.reporting import Measured, Setting, dose_response, judges, main_table, quantization, terminal
+from holdfast.reporting.trade_off import trade_off, trade_off_figure
 
 POINTS = [  # perturbation, family, level, draws, generated, ran, share of harmful prompts that comply
     ("none", "clean", 0, 1, True, "", {"aligned": 0.0, "zo_all": 0.0}),
@@ -31,7 +37,7 @@ def outcomes(label: str, split: str, count: int, complied: float, generated: boo
 
 
 @pytest.fixture(scope="module")
-def made():
+def records():
     frames = []
     for method in ("aligned", "zo_all"):
         for seed in (0, 1, 2):
@@ -48,6 +54,11 @@ def made():
     records = pd.concat(frames, ignore_index=True)
     unscored = (records["perturbation"] == "rtn") & (records["id"] == "test harmful 39")
     records.loc[unscored, "verdict"] = "unscored"
+    return records
+
+
+@pytest.fixture(scope="module")
+def made(records):
     cfg = composed(
         [
             *("study.methods=[aligned,zo_all]", "tables.resamples=100"),
@@ -72,6 +83,75 @@ def test_main_table(made):
     assert "†" in shown["quantization rtn 2 bit"]
     assert "†" not in shown["weight noise σ=0.6"]
     assert "weight noise σ=0.6" in terminal(table.frame, setting)
+
+
+def test_the_best_of_a_column_is_bold_in_every_format(made):
+    table = main_table(*made)
+    texts = table.texts()
+    best = table.best.set_index(table.shown["method"])["weight noise σ=0.6"]
+    assert best.loc["zo_all"].tolist() == [True, True]
+    assert not best.loc["aligned"].any()
+    assert not table.best["quantization rtn 2 bit"].any()  # where all are the same none is the best
+    cell = table.shown[table.shown["method"] == "zo_all"]["weight noise σ=0.6"].iloc[0]
+    assert f"| **{cell}** |" in texts["md"]
+    assert f"<td><b>{cell}</b></td>" in texts["html"]
+    assert re.search(r"\\textbf\{\\begin\{tabular\}\[t\]\{@\{\}c@\{\}\}10\.0\\\\\{\\tiny \[", texts["tex"])
+
+
+def test_latex_groups_rows_and_drops_columns_that_say_nothing(made):
+    tex = main_table(*made).texts()["tex"]
+    assert tex.count(r"\emph{") == 2  # a heading for each ASR
+    assert r"\emph{ASR at matched over-refusal (\%) $\downarrow$, tiny}" in tex
+    assert "no room" not in tex.split(r"\toprule")[1]
+    assert r"zo\_all" in tex
+
+
+def test_a_long_table_goes_on_in_a_second_float(made):
+    table = dose_response(*made)
+    long = dataclasses.replace(table, shown=pd.concat([table.shown] * 5))
+    tex = long.texts()["tex"]
+    assert tex.count(r"\begin{table}") == tex.count("(continued)") + 1 > 1
+    assert tex.count(r"\label{") == 1
+
+
+def test_judges_counts_verdicts_and_agrees_with_margins_that_say_the_same(records, made):
+    table = judges(records, made[1])
+    at = table.frame.set_index(["perturbation", "level", "method", "label"])
+    noise = at.loc["weight_noise", 0.6, "aligned", "harmful"]
+    assert noise["complied"].tolist() == pytest.approx([0.6] * 3)
+    assert noise["refused"].tolist() == pytest.approx([0.4] * 3)
+    assert noise["responses"].tolist() == [80] * 3
+    assert (table.frame[["agreement", "kappa"]].dropna() == 1).all(axis=None)
+    rtn = at.loc["rtn", 2.0, "zo_all", "harmful"]
+    assert rtn["unscored"].tolist() == pytest.approx([1 / 40] * 3)
+    assert set(table.frame["perturbation"]) == {"none", "weight_noise", "rtn"}  # where responses were generated
+    shown = table.shown.set_index(["perturbation", "label"])
+    assert shown.loc[("weight noise", "harmful"), "complied"] == "35.0"
+
+
+def test_kappa_by_hand():
+    first, second = [True] * 6 + [False] * 4, [True] * 5 + [False] * 5
+    # observed .9, by chance .6 · .5 + .4 · .5 = .5
+    assert kappa(crossed(first, second))[0] == pytest.approx(0.8)
+    assert kappa(crossed([True], [True])) is None
+
+
+def test_the_trade_off_passes_through_the_primary_metric_by_margins(records, made):
+    metrics, setting = made
+    curve = trade_off(records, setting)
+    at = curve[~curve["own"] & np.isclose(curve["over_refusal"], setting.over_refusal)]
+    found = at.set_index(["column", "method"])["asr"]
+    for (name, family, level), column in (
+        (("weight_noise", "weight noise", 0.6), "weight noise σ=0.6"),
+        (("rtn", "quantization", 2.0), "quantization rtn 2 bit"),
+    ):
+        for method in ("aligned", "zo_all"):
+            expected = metrics[Point("tiny", method, name, family, level)]["asr_margin"][:, 0].mean()
+            assert found[column, method] == pytest.approx(expected)
+    for _, line in curve[~curve["own"]].groupby(["column", "method"]):
+        assert line["asr"].is_monotonic_decreasing
+    panels = trade_off_figure(records, setting).axes
+    assert [axis.get_title(loc="left") for axis in panels] == [f"tiny, {c}" for c in curve["column"].unique()]
 
 
 def test_captions_state_what_an_interval_rests_on(made):

@@ -13,15 +13,18 @@ import sys
 import time
 from pathlib import Path
 
+import browser
 import pandas as pd
 import pytest
 from conftest import run_stage
 
+from holdfast.workflow import FIGURES, TITLES
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
-PRODUCTS = ("estimates", "main", "dose_response", "quantization", "selection", "cost", "claims", "figures")
 STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
-TABLES = {f"tables_{product}" for product in PRODUCTS}
+NAMES = set(TITLES) - {"optimizers", "tasks"}  # which this study has not
+TABLES = {f"tables_{product}" for product in {"estimates", "figures", *NAMES}}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -193,6 +196,49 @@ def test_compare_shows_methods_side_by_side_and_what_changed_between_studies(ran
     assert ended.returncode == 1
     assert ended.stderr.startswith("holdfast.compare: nothing: no tables of a study there")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def report(ran):
+    page = ran / "report.html"
+    ended = snakemake(ran, "--report", str(page), *SMOKE)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return page
+
+
+def test_the_report_holds_tables_figures_settings_and_the_graph(report):
+    text = report.read_text(encoding="utf-8")
+    assert set(re.findall(r"results/tables/smoke/(\w+)\.html", text)) == NAMES
+    assert "Robustness of safety alignment: study smoke" in text
+    assert "first_order_lr" in text
+    assert not re.search(r'(src|href)="https?://[^"]+\.(js|css)', text)
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_report_opens_without_a_network_and_shows_everything(report, tmp_path):
+    found = browser.opened(report, tmp_path)
+    assert found["said"] == []
+    assert found["graph"]
+    assert {Path(path).stem for path in found["shown"] if path.endswith(".png")} == set(FIGURES)
+    for path, (width, height, own) in found["shown"].items():
+        assert width > 200, path
+        assert height > 100, path
+        assert own > 200 or path.endswith(".html"), path
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX on this machine")
+def test_every_table_compiles_in_a_bare_article_and_fits_its_page(ran, tmp_path):
+    names = sorted((ran / "results/tables/smoke").glob("*.tex"))
+    text = "".join(f"\\input{{{path}}}\n\\clearpage\n" for path in names)
+    page = (
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n" + text + "\\end{document}\n"
+    )
+    (tmp_path / "page.tex").write_text(page)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stdout[-2000:]
+    assert "Overfull" not in ended.stdout
+    assert "Float too large" not in ended.stdout
 
 
 def test_nothing_to_be_done_twice_and_with_a_slash(ran):

@@ -407,8 +407,9 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "cost": ("costs", "timing"),
     "claims": ("sensitivity", "online", "costs"),
     "optimizers": ("sensitivity", "costs"),
+    "judges": ("records",),
     "tasks": ("tasks",),
-    "figures": ("sensitivity", "costs"),
+    "figures": ("records", "sensitivity", "costs"),
     "evidence": ("sensitivity", "online", "outcomes", "costs", "timing", "tasks"),
 }
 ESTIMATES = ("metrics.npy", "index.json")  # the files of "estimates"

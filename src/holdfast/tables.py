@@ -45,7 +45,7 @@ def run(run: Run) -> None:
         from holdfast.reporting import timing
 
         write(timing(evidence.frame("timing"), settings.confidence), folder, "timing", ("csv", "md"))
-    for name, figure in figures(makers, evidence, run.cfg).items() if "figures" in settings.make else ():
+    for name, figure in figures(makers, setting, evidence, run.cfg).items() if "figures" in settings.make else ():
         for suffix in ("png", "pdf"):
             with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
                 save(figure, path, suffix)
@@ -86,19 +86,24 @@ def tables(
         "cost": lambda: reporting.cost(measured.metrics, setting, evidence.frame("costs"), cfg),
         "claims": lambda: reporting.claims_table(measured.metrics, setting, frames("claims"), cfg),
         "optimizers": lambda: reporting.optimizers(measured.metrics, setting, frames("optimizers"), cfg),
+        "judges": lambda: reporting.judges(evidence.frame("records"), setting),
         "tasks": lambda: reporting.tasks(evidence.frame("tasks"), setting),
     }
     lacking = ["optimizers"] * (not cfg.claims.optimizers) + ["tasks"] * (not cfg.evaluate.tasks)
     return {name: make for name, make in makers.items() if name not in lacking}
 
 
-def figures(makers: dict[str, Callable[[], Table]], evidence: Evidence, cfg: DictConfig) -> dict[str, Figure]:
+def figures(
+    makers: dict[str, Callable[[], Table]], setting: Setting, evidence: Evidence, cfg: DictConfig
+) -> dict[str, Figure]:
     from holdfast.reporting.figures import cost_figure, dose_response_figure, lengths_figure, sensitivity_figure
+    from holdfast.reporting.trade_off import trade_off_figure
 
     spent, reference = makers["cost"]().frame, cfg.study.reference
     rises = evidence.frame("sensitivity")
     made = {
         "dose_response": dose_response_figure(makers["dose_response"]().frame, reference),
+        "trade_off": trade_off_figure(evidence.frame("records"), setting),
         "sensitivity": sensitivity_figure(rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]),
         "cost": cost_figure(spent, reference, list(cfg.claims.judged)),
     }
@@ -107,7 +112,7 @@ def figures(makers: dict[str, Callable[[], Table]], evidence: Evidence, cfg: Dic
     return made
 
 
-def write(table: Table, folder: Path, name: str, suffixes: tuple[str, ...] = ("csv", "md", "tex")) -> None:
+def write(table: Table, folder: Path, name: str, suffixes: tuple[str, ...] = ("csv", "md", "tex", "html")) -> None:
     texts = table.texts()
     for suffix in suffixes:
         write_text(folder / f"{name}.{suffix}", texts[suffix])

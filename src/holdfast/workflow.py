@@ -17,8 +17,18 @@ from holdfast.config import BY_PROBE, ESTIMATES, PRODUCTS, READS
 from holdfast.evidence import Evidence
 from holdfast.paths import Layout, runs
 
-TABLES = ("main", "dose_response", "quantization", "selection", "cost", "claims")
-FIGURES = ("dose_response", "sensitivity", "cost")
+TITLES = {
+    "main": "T1 main",
+    "dose_response": "T2 dose and response",
+    "quantization": "T3 quantization",
+    "selection": "T4 selection of layers",
+    "cost": "T5 steps and cost",
+    "judges": "T6 judges",
+    "claims": "T7 claims",
+    "optimizers": "base optimizers",
+    "tasks": "tasks of lm-eval",
+}
+FIGURES = ("dose_response", "trade_off", "sensitivity", "cost")
 
 
 class Workflow:
@@ -33,6 +43,11 @@ class Workflow:
         self.cfg = self._composed()
         self.study = self.cfg.study
         self.layout = Layout.of(self.cfg)
+
+    @property
+    def composed(self) -> str:
+        """The whole configuration, as the report shows it."""
+        return OmegaConf.to_yaml(self.cfg)
 
     @property
     def gpu(self) -> int:
@@ -90,18 +105,28 @@ class Workflow:
 
     def products(self) -> dict[str, list[Path]]:
         """What the tables stage makes, a job for each."""
-        names = (
-            *TABLES,
-            *["optimizers"] * bool(self.cfg.claims.optimizers),
-            *["tasks"] * bool(self.cfg.evaluate.tasks),
-        )
+        lacking = {"optimizers"} if not self.cfg.claims.optimizers else set()
+        lacking |= {"tasks"} if not self.cfg.evaluate.tasks else set()
+        names = [name for name in TITLES if name not in lacking]
         figures = (*FIGURES, *["lengths"] * (len(self.cfg.claims.lengths) > 1))
-        made = {name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")] for name in names}
+        made = {
+            name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex", "html")]
+            for name in names
+        }
         for name in ("main", "claims"):
             made[name].append(self.layout.tables / f"{name}.txt")
         made["cost"] += [self.layout.tables / f"timing.{suffix}" for suffix in ("csv", "md")]
         made["figures"] = [self.layout.figures / f"{f}.{s}" for f in figures for s in ("png", "pdf")]
         return {"estimates": [self.estimates / name for name in ESTIMATES]} | made
+
+    def report(self, path: Path) -> dict[str, Any]:
+        """How a file of the tables stage appears in the report: nothing of one that does not."""
+        if path.suffix not in (".html", ".png"):
+            return {}
+        table = path.suffix == ".html"
+        title = TITLES[path.stem] if table else path.stem.replace("_", " ")
+        caption = f"../report/{'table' if table else path.stem}.rst"
+        return {"caption": caption, "category": "Tables" if table else "Figures", "labels": {"name": title}}
 
     def targets(self) -> list[Path]:
         """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its

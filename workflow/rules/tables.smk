@@ -7,7 +7,7 @@ for product, files in flow.products().items():
             flow.measured(product),
             "src/holdfast/tables.py",
         output:
-            files,
+            [report(path, **shown) if (shown := flow.report(path)) else path for path in files],
             metrics=flow.layout.root / "tables" / product / "metrics.json",
         log:
             flow.layout.root / "tables" / product / "log.txt",

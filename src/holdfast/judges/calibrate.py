@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UserError
 from holdfast.judges import REFUSED, UNSCORED, Judge, load
+from holdfast.metrics.agreement import accuracy, crossed, kappa
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 COLUMNS = ("prompt", "completion", "final_label")
 # XSTest's annotation (Röttger et al., 2024), where a partial refusal counts as a refusal.
 HUMAN = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": True}
-CONFIDENCE = 0.95
 
 
 def main(arguments: list[str]) -> str:
@@ -75,36 +75,12 @@ def agreement(judge: Judge, rows: pd.DataFrame) -> dict[str, Any]:
         "n": len(rows),
         "unscored": int((~scored).sum()),
         "accuracy": accuracy(int((human == said).sum()), int(scored.sum())),
-        "kappa": kappa([[int(((human == h) & (said == s)).sum()) for s in (False, True)] for h in (False, True)]),
+        "kappa": kappa(crossed(human.tolist(), said.tolist())),
         "confusion": {
             str(label): {str(verdict): int(confusion.loc[label, verdict]) for verdict in confusion.columns}
             for label in confusion.index
         },
     }
-
-
-def accuracy(right: int, count: int) -> list[float] | None:
-    """[value, low, high] with Wilson's 95 % interval; None of nothing."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    if not count:
-        return None
-    return [right / count, *map(float, proportion_confint(right, count, 1 - CONFIDENCE, method="wilson"))]
-
-
-def kappa(table: list[list[int]]) -> list[float] | None:
-    """Cohen's kappa of a square table of counts, as [value, low, high] with its asymptotic 95 % interval.
-
-    None where both raters give one and the same answer throughout, and so nothing can be said.
-    """
-    from scipy import stats
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    if sum(1 for row in table if any(row)) < 2 and sum(1 for column in zip(*table, strict=True) if any(column)) < 2:
-        return None
-    result = cohens_kappa(table)
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * result.std_kappa)
-    return [float(result.kappa), float(result.kappa) - half, min(1.0, float(result.kappa) + half)]
 
 
 def _asked(arguments: list[str]) -> tuple[list[Path], list[str]]:

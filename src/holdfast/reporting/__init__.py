@@ -2,6 +2,7 @@
 
 from holdfast.reporting.claims import claims_table, terminal_claims
 from holdfast.reporting.cost import cost, timing
+from holdfast.reporting.judges import judges
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.optimizers import optimizers
 from holdfast.reporting.quantization import quantization
@@ -18,6 +19,7 @@ __all__ = [
     "claims_table",
     "cost",
     "dose_response",
+    "judges",
     "main_table",
     "optimizers",
     "quantization",

@@ -1,55 +1,68 @@
-"""One table in three formats: tidy CSV for machines, Markdown and LaTeX booktabs for people."""
+"""One table in four formats: tidy CSV for machines; Markdown, LaTeX booktabs and a page of HTML for people."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from math import isnan
 from typing import Any
 
 import pandas as pd
 
 from holdfast.metrics.intervals import Estimate
+from holdfast.reporting.latex import latex, stacked
 
-SWAPS = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "–": "--", "−": "$-$"}
-SWAPS |= {"σ": r"$\sigma$", "Δ": r"$\Delta$", "±": r"$\pm$", "†": r"$\dagger$", "×": r"$\times$"}
-SWAPS |= {"ρ": r"$\rho$", "₊": "$_+$", "₋": "$_-$", "·": r"$\cdot$", "✓": r"$\checkmark$", "≤": r"$\leq$"}
-SWAPS |= {"½": r"$\frac12$", "μ": r"$\mu$", "²": "$^2$", "∞": r"$\infty$", "★": r"$\star$"}
-SWAPS |= {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\rightarrow$", "≥": r"$\geq$"}
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><style>
+body {{ font: 14px/1.4 system-ui, sans-serif; color: #111; margin: 1.5em; }}
+p {{ max-width: 75em; }}
+table {{ border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; margin: 1em 0; }}
+th {{ border-bottom: 1px solid; }}
+th, td {{ padding: .2em .8em .2em 0; text-align: left; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+tbody tr:hover {{ background: #eee; }}
+</style></head><body>
+<p>{caption}</p>
+{body}
+</body></html>
+"""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`frame` is tidy and goes to CSV; `shown` and the blocks below it hold strings and go to Markdown and LaTeX."""
+    """`frame` is tidy and goes to CSV; `shown` and the blocks below it hold strings and go to the other formats."""
 
     frame: pd.DataFrame
     shown: pd.DataFrame
     caption: str
     label: str
     more: tuple[pd.DataFrame, ...] = ()  # blocks shown below the first
+    best: pd.DataFrame | None = None  # of the cells of `shown`, which are bold
 
     def texts(self) -> dict[str, str]:
         return {
             "csv": self.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-            "md": "\n\n".join(
-                [*(block.to_markdown(index=False, disable_numparse=True) for block in self.blocks), self.caption]
-            )
-            + "\n",
-            "tex": self._latex(),
+            "md": "\n\n".join([*(_markdown(block) for block in self._cells("**{}**")), self.caption]) + "\n",
+            "tex": latex(self._cells(r"\textbf{{{}}}", stacked), self.caption, self.label),
+            "html": self._page(),
         }
 
-    @property
-    def blocks(self) -> list[pd.DataFrame]:
-        return [block for block in (self.shown, *self.more) if len(block)]
+    def _cells(self, strong: str, form: Callable[[Any], str] = str) -> list[pd.DataFrame]:
+        """The blocks that have rows, each cell by `form`, and the best ones by `strong` too."""
+        first = self.shown.map(form)
+        if self.best is not None:
+            first = first.where(self.best.astype(str) != "True", first.map(strong.format))
+        return [block for block in (first, *(block.map(form) for block in self.more)) if len(block)]
 
-    def _latex(self) -> str:
-        bodies = [_tabular(block) for block in self.blocks]
-        head = f"\\caption{{{_escape(self.caption)}}}\n\\label{{{self.label}}}\n\\footnotesize\n"
-        return "\\begin{table}[t]\n\\centering\n" + head + "\n\\medskip\n\n".join(bodies) + "\\end{table}\n"
+    def _page(self) -> str:
+        """Self-contained, for the report: nothing is fetched."""
+        cells = self._cells("<b>{}</b>", lambda cell: escape(str(cell)))
+        bodies = [block.rename(columns=escape).to_html(index=False, border=0, escape=False) for block in cells]
+        return PAGE.format(caption=escape(self.caption), body="\n".join(bodies))
 
 
-def _tabular(block: pd.DataFrame) -> str:
-    escaped = block.map(_escape).rename(columns=_escape)
-    return escaped.style.hide(axis="index").to_latex(hrules=True, column_format="l" * block.shape[1])
+def _markdown(block: pd.DataFrame) -> str:
+    return str(block.to_markdown(index=False, disable_numparse=True))
 
 
 def percent(estimate: Estimate) -> str:
@@ -83,7 +96,3 @@ def _formatted(value: float, form: str) -> str:
 def dagger(p: float, confidence: float) -> str:
     """† after a cell whose difference is not significant; nothing where no difference was taken."""
     return " †" if p > 1 - confidence else ""
-
-
-def _escape(text: Any) -> str:
-    return "".join(SWAPS.get(letter, letter) for letter in str(text))

@@ -82,7 +82,9 @@ def main_table(metrics: Metrics, setting: Setting) -> Table:
     frame = pd.DataFrame(rows)
     confirm = (frame["metric"] == "asr_matched") & frame["column"].isin(setting.headlines())
     frame["p_holm"] = holm(frame["p"].where(confirm).tolist())
-    return Table(frame, _main_shown(frame, setting), _main_caption(setting), "tab:main")
+    cells = pd.Series(_cells(frame, setting), index=frame.index)
+    best = _main_shown(frame, _best(frame, setting), setting)
+    return Table(frame, _main_shown(frame, cells, setting), _main_caption(setting), "tab:main", best=best)
 
 
 def checkpoints(metrics: Metrics, setting: Setting) -> list[tuple[str, str]]:
@@ -113,10 +115,10 @@ def _main_caption(setting: Setting) -> str:
         f"{setting.over_refusal:.0%} of benign prompts are refused; incoherent responses are no success. Headline "
         f"level of a family: the mildest at which {setting.reference} reaches {setting.headline_asr:.0%} on the "
         f"tuning split, by margins: {places}. Worst: the largest of a seed's families, which leans upward. "
-        "Over-refusal and utility are those of the clean model. † not significantly different from "
-        f"{setting.reference} (paired by seed and prompt, p > {1 - setting.confidence:.2g}, unadjusted; the CSV has "
-        "differences, p, Holm's p over the headline cells of the matched ASR, and p_equivalence for a difference "
-        f"within ± {100 * setting.equivalence:g} points). {setting.caption()}"
+        "Over-refusal and utility are those of the clean model. Bold: the best of a column. † not significantly "
+        f"different from {setting.reference} (paired by seed and prompt, p > {1 - setting.confidence:.2g}, "
+        "unadjusted; the CSV has differences, p, Holm's p over the headline cells of the matched ASR, and "
+        f"p_equivalence for a difference within ± {100 * setting.equivalence:g} points). {setting.caption()}"
     )
 
 
@@ -148,9 +150,18 @@ def _cells(frame: pd.DataFrame, setting: Setting) -> list[str]:
     return cells
 
 
-def _main_shown(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """A row for each of the two ASRs, model and method; over-refusal and utility stand in both."""
-    shown = frame.assign(cell=_cells(frame, setting))
+def _best(frame: pd.DataFrame, setting: Setting) -> pd.Series:
+    """Whether a row's estimate reads the best of all methods', where they do not all read the same."""
+    higher = (frame["metric"] == "utility") & (setting.utility != "perplexity")
+    read = frame["estimate"].round(3).where(~higher, -frame["estimate"].round(3))
+    of = read.groupby([frame[key] for key in ("model", "metric", "column")])
+    return (read == of.transform("min")) & (of.transform("nunique") > 1)
+
+
+def _main_shown(frame: pd.DataFrame, cells: pd.Series, setting: Setting) -> pd.DataFrame:
+    """A row for each of the two ASRs, model and method; over-refusal and utility stand in both. `cells`: one for each
+    row of the tidy frame."""
+    shown = frame.assign(cell=cells)
     better = "↓" if setting.utility == "perplexity" else "↑"
     costs = {"over_refusal": "over-refusal ↓", "utility": f"{setting.utility.replace('_', ' ')} {better}"}
     rows = []
