@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = [
     (name, block)
-    for name in ("README.md", "docs/trainer.md")
+    for name in ("README.md", "docs/trainer.md", "docs/method.md")
     for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
 ]
 
@@ -32,9 +31,15 @@ def test_python_blocks_run_as_printed(name, block, tmp_path, tokenizer):
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_readme_names_options_that_exist():
-    from holdfast.compose import composed, sweep
+def test_links_between_pages_lead_somewhere():
+    pages = [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
-    for line in re.findall(r"^python -m holdfast\.(?:refine|evaluate)(.*)$", (ROOT / "README.md").read_text(), re.M):
-        for job in sweep([word for word in shlex.split(line) if word != "-m"]):
-            composed(job)
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

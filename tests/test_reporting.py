@@ -138,19 +138,17 @@ def test_kappa_by_hand():
 
 def test_the_trade_off_passes_through_the_primary_metric_by_margins(records, made):
     metrics, setting = made
-    curve = trade_off(records, setting)
+    points = [("weight_noise", "weight noise", 0.6), ("rtn", "quantization", 2.0)]
+    curve = trade_off(records, setting, points)
     at = curve[~curve["own"] & np.isclose(curve["over_refusal"], setting.over_refusal)]
     found = at.set_index(["column", "method"])["asr"]
-    for (name, family, level), column in (
-        (("weight_noise", "weight noise", 0.6), "weight noise σ=0.6"),
-        (("rtn", "quantization", 2.0), "quantization rtn 2 bit"),
-    ):
+    for at, column in zip(points, ("weight noise σ=0.6", "quantization rtn 2 bit"), strict=True):
         for method in ("aligned", "zo_all"):
-            expected = metrics[Point("tiny", method, name, family, level)]["asr_margin"][:, 0].mean()
+            expected = metrics[Point("tiny", method, *at)]["asr_margin"][:, 0].mean()
             assert found[column, method] == pytest.approx(expected)
     for _, line in curve[~curve["own"]].groupby(["column", "method"]):
         assert line["asr"].is_monotonic_decreasing
-    panels = trade_off_figure(records, setting).axes
+    panels = trade_off_figure(records, setting, points, ["tiny"]).axes
     assert [axis.get_title(loc="left") for axis in panels] == [f"tiny, {c}" for c in curve["column"].unique()]
 
 

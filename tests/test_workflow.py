@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ import time
 from pathlib import Path
 
 import browser
+import documented
 import pandas as pd
 import pytest
 from conftest import run_stage
 
+from holdfast.compose import composed, sweep
 from holdfast.workflow import FIGURES, TITLES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -293,3 +296,39 @@ def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     assert not (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").exists()
     assert snakemake(ran, "results/tables", *SMOKE).returncode == 0
     assert digests(ran) == before
+
+
+@pytest.fixture(scope="module")
+def stocked(ran):
+    """The folder that the documentation speaks of: a model, prompts, completions, and a second study."""
+    shutil.copytree(ran / "results/smoke/tiny/sft/align/s0/model", ran / "my-model")
+    shutil.copytree(ran / "results/smoke", ran / "results/longer")
+    for name in ("Makefile", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, ran)
+    (ran / "my-prompts").mkdir()
+    harmful, benign = ([f"A {kind} prompt, number {n}?" for n in range(60)] for kind in ("harmful", "benign"))
+    pd.DataFrame({"goal": harmful}).to_csv(ran / "my-prompts/bad.csv")
+    pd.DataFrame({"prompt": benign}).to_json(ran / "my-prompts/good.jsonl", orient="records", lines=True)
+    labels = ["1_full_compliance", "2_full_refusal"]
+    said = {"prompt": ["One?", "Two?"], "completion": ["Sure, here it is.", "I cannot help with that."]}
+    pd.DataFrame({**said, "final_label": labels}).to_csv(ran / "completions.csv")
+    return ran
+
+
+@pytest.mark.parametrize("line", [c for c in documented.commands() if not c.startswith("source ")])
+def test_a_command_of_the_documentation_runs(stocked, line):
+    """At study=smoke, dry-run, or its options alone where even that is long."""
+    if documented.long(line):
+        name, words = documented.module(line), shlex.split(line)[3:]
+        given = [w for w in words if w != "-m" and not w.startswith(("out=", "model=./"))]
+        for job in sweep([*given, *["study=harden"] * (name == "harden")]):
+            composed(job)
+        return
+    if line.startswith("python"):
+        ended = run_stage(documented.module(line), *documented.at_smoke(line), cwd=stocked)
+    elif line.startswith("snakemake"):
+        ended = snakemake(stocked, *documented.at_smoke(line))
+    else:
+        command = [*shlex.split(line), "--dry-run", "STUDY=smoke"]
+        ended = subprocess.run(command, cwd=stocked, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

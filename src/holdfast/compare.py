@@ -138,9 +138,7 @@ def _metrics(studies: list[Study], everything: bool) -> Iterator[str]:
         for metric in METRICS:
             for at in dict.fromkeys(point[2:] for point in points):
                 cells, differs = _cells(metrics, setting, (model, metric, at), columns, same)
-                label, family = setting.label(at[0], at[2]), at[1] if at[1] != "clean" else ""
-                name = label if family in label else f"{family} {label}"
-                rows += [(METRICS[metric], name, *cells)] * (differs or everything)
+                rows += [(METRICS[metric], setting.named(*at), *cells)] * (differs or everything)
                 alike += not differs and any(cell != "–" for cell in cells)
         if len(columns) < 2:
             continue

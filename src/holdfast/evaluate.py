@@ -39,7 +39,7 @@ def run(run: Run) -> None:
         ignore_index=True,
     )
     scorer = Scorer(tokenizer, prompts, run.cfg)
-    bench = bench_of(run, tokenizer)
+    bench = bench_of(run, tokenizer, NOISE)
     clean = {"perturbation": "none", "family": "clean", "level": 0.0, "draw": 0, "ran": ""}
     frames = [scorer.outcomes(Arm(model), generate=True).assign(**clean)]
     for point in run.progress(grid(run.cfg.perturb), "point"):
@@ -69,7 +69,7 @@ def run(run: Run) -> None:
     run.finish(metrics, f"clean ASR {metrics.get('clean/asr', math.nan):.3f}")
 
 
-def bench_of(run: Run, tokenizer: Any) -> Bench:
+def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
     """Training rows for the perturbations that need some, and noise of its own."""
     from holdfast.datasets.tokens import prompt_ids, response_ids
     from holdfast.perturbations import Bench
@@ -86,7 +86,7 @@ def bench_of(run: Run, tokenizer: Any) -> Bench:
             for prompt, answer in zip(found["prompt"], answers, strict=True)
         ]
 
-    return Bench(NOISE + run.seed, tokenizer.pad_token_id, training)
+    return Bench(noise + run.seed, tokenizer.pad_token_id, training)
 
 
 def subdraws(point: Point) -> list[Point]:

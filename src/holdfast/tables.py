@@ -45,7 +45,7 @@ def run(run: Run) -> None:
         from holdfast.reporting import timing
 
         write(timing(evidence.frame("timing"), settings.confidence), folder, "timing", ("csv", "md"))
-    for name, figure in figures(makers, setting, evidence, run.cfg).items() if "figures" in settings.make else ():
+    for name, figure in figures(makers, measured, evidence, run.cfg).items() if "figures" in settings.make else ():
         for suffix in ("png", "pdf"):
             with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
                 save(figure, path, suffix)
@@ -94,18 +94,24 @@ def tables(
 
 
 def figures(
-    makers: dict[str, Callable[[], Table]], setting: Setting, evidence: Evidence, cfg: DictConfig
+    makers: dict[str, Callable[[], Table]], measured: Measured, evidence: Evidence, cfg: DictConfig
 ) -> dict[str, Figure]:
+    from holdfast.reporting import Setting
+    from holdfast.reporting.estimates import headline
     from holdfast.reporting.figures import cost_figure, dose_response_figure, lengths_figure, sensitivity_figure
     from holdfast.reporting.trade_off import trade_off_figure
 
+    setting, judged = Setting.of(measured, cfg), list(cfg.claims.judged)
+    # Where claims are judged; a family that they leave out is shown at its headline level.
+    points = {at[1]: at for at in setting.headlines().values() if at}
+    points |= {family: at for family, at in headline(measured.metrics, cfg.claims).items() if at}
     spent, reference = makers["cost"]().frame, cfg.study.reference
     rises = evidence.frame("sensitivity")
     made = {
         "dose_response": dose_response_figure(makers["dose_response"]().frame, reference),
-        "trade_off": trade_off_figure(evidence.frame("records"), setting),
+        "trade_off": trade_off_figure(evidence.frame("records"), setting, list(points.values()), judged),
         "sensitivity": sensitivity_figure(rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]),
-        "cost": cost_figure(spent, reference, list(cfg.claims.judged)),
+        "cost": cost_figure(spent, reference, judged),
     }
     if len(cfg.claims.lengths) > 1:
         made["lengths"] = lengths_figure(spent, evidence.frame("costs"), list(cfg.claims.lengths))

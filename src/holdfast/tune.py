@@ -9,9 +9,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from holdfast import models
+from holdfast.evaluate import bench_of
 from holdfast.refine import inputs as refine_inputs
 from holdfast.refine import refined
 from holdfast.stage import Run, launch
+
+NOISE = 2**33  # added to the seed, whose own streams probe, refinement and evaluation have seen
 
 
 def run(run: Run) -> None:
@@ -19,7 +22,7 @@ def run(run: Run) -> None:
     import pandas as pd
 
     from holdfast.metrics.rates import asr_and_auroc
-    from holdfast.perturbations import Arm, Bench, grid, perturbed
+    from holdfast.perturbations import Arm, grid, perturbed
     from holdfast.scorer import Scorer
 
     if run.cfg.method.kind == "none":
@@ -29,7 +32,7 @@ def run(run: Run) -> None:
         done = refined(run)
         model, tokenizer, cost, stability = done.model, done.tokenizer, done.sequences, done.stability
     prompts = models.prompts_of(run.layout, "tune")
-    scorer, bench = Scorer(tokenizer, prompts, run.cfg), Bench(2**33 + run.seed, tokenizer.pad_token_id)
+    scorer, bench = Scorer(tokenizer, prompts, run.cfg), bench_of(run, tokenizer, NOISE)
     harmful = (prompts["label"] == "harmful").to_numpy()
     rows = []
 

@@ -46,7 +46,12 @@ def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
 
 
 def style(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % 7], "marker": MARKERS[place % 7], "linestyle": STYLES[place % 7]}
+    """Of a line: black is the first one's alone; a colour that comes again has another marker and another dash."""
+    if place == 0:
+        return {"color": COLOURS[0], "marker": MARKERS[0], "linestyle": STYLES[0]}
+    turn, colour = divmod(place - 1, len(COLOURS) - 1)
+    shape = (1 + colour + 2 * turn) % len(MARKERS)
+    return {"color": COLOURS[1 + colour], "marker": MARKERS[shape], "linestyle": STYLES[shape]}
 
 
 def sensitivity_figure(rises: pd.DataFrame) -> Figure:
@@ -90,12 +95,11 @@ def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figu
             for one in mine[mine["method"] == reference].to_dict("records"):
                 axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=reference)
                 axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
-            for place, method in enumerate(m for m in table["method"].unique() if m != reference):
+            for place, method in enumerate((m for m in table["method"].unique() if m != reference), start=1):
                 found = mine[mine["method"] == method]
                 error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
-                look: Any = {"color": COLOURS[1 + place % 6], "marker": MARKERS[place % 7], "linestyle": "none"}
-                look |= {"markersize": 5, "elinewidth": 0.8, "alpha": 0.85}
-                at = 100 * found["overhead"] * 1.015**place  # side by side where costs are equal
+                look = style(place) | {"linestyle": "none", "markersize": 5, "elinewidth": 0.8, "alpha": 0.85}
+                at = 100 * found["overhead"] * 1.015 ** (place - 1)  # side by side where costs are equal
                 axis.errorbar(at, 100 * found["estimate"], error, label=method, **look)
             axis.set_xscale("symlog", linthresh=2, linscale=0.5)  # a method without any overhead has a place too
             axis.set_xlim(-0.5, 130 * table["overhead"].max())

@@ -96,9 +96,16 @@ class Setting:
         """Column of the main table -> the (perturbation, family, level) that it shows, or None."""
         columns: dict[str, tuple[str, str, float] | None] = {}
         for family, at in self.headline.items():
-            label = self.label(*at) if at else "(no room)"
-            columns[label if family in label else f"{family} {label}"] = (at[0], family, at[1]) if at else None
+            if at is None:
+                columns[f"{family} (no room)"] = None
+            else:
+                columns[self.named(at[0], family, at[1])] = (at[0], family, at[1])
         return columns
+
+    def named(self, perturbation: str, family: str, level: float) -> str:
+        """How a point reads where its family is not said otherwise."""
+        label = self.label(perturbation, level)
+        return label if family in label else f"{family} {label}"
 
     def caption(self) -> str:
         """The part that every caption shares."""

@@ -14,20 +14,19 @@ from holdfast.reporting.figures import RC, style
 from holdfast.reporting.setting import Setting
 
 MOST = 0.4  # of benign prompts refused: beyond, a model is of no use
+At = tuple[str, str, float]  # perturbation, family and level
 RATES = np.linspace(0, MOST, 81)
 
 
-def trade_off(records: pd.DataFrame, setting: Setting) -> pd.DataFrame:
-    """ASR by margins at each rate of over-refusal, for the clean model and at each family's headline level: mean over
-    seeds and draws, with the t interval over seeds. `own`: where the model's own threshold, a margin of 0, lies.
+def trade_off(records: pd.DataFrame, setting: Setting, points: list[At]) -> pd.DataFrame:
+    """ASR by margins at each rate of over-refusal, for the clean model and at other points: mean over seeds and
+    draws, with the t interval over seeds. `own`: where the model's own threshold, a margin of 0, lies.
 
     The threshold is set on the benign prompts that no other rate is measured on, under the same perturbation.
     """
-    points: dict[str, Any] = {"clean": ("none", "clean", 0.0), **setting.headlines()}
     rows = []
-    for column, at in points.items():
-        if at is None:
-            continue
+    for at in (("none", "clean", 0.0), *points):
+        column = setting.named(*at)
         here = records[(records["perturbation"] == at[0]) & (records["level"] == at[2])]
         for (model, method), found in here.groupby(["model", "method"], sort=False, observed=True):
             curves = _by_seed(found)
@@ -61,10 +60,11 @@ def _curve(rows: pd.DataFrame) -> np.ndarray:
     return np.array([*asr, (harmful <= 0).mean(), (benign > 0).mean()])
 
 
-def trade_off_figure(records: pd.DataFrame, setting: Setting) -> Figure:
-    """One panel a model and point, one line a method, a marker where its own threshold lies, band for the reference;
-    the dotted line is the rate at which methods are compared. Lower is better, and so is further left."""
-    table = trade_off(records, setting)
+def trade_off_figure(records: pd.DataFrame, setting: Setting, points: list[At], recipes: list[str]) -> Figure:
+    """Of models aligned by these recipes: one panel a model and point, one line a method, a marker where its own
+    threshold lies, band for the reference; the dotted line is the rate at which methods are compared. Lower is
+    better, and so is further left."""
+    table = trade_off(records[records["model"].astype(str).str.rpartition("/")[2].isin(recipes)], setting, points)
     models, columns = table["model"].unique(), table["column"].unique()
     with mpl.rc_context(RC):
         figure = Figure(figsize=(2.9 * len(columns) + 1.6, 2.7 * len(models)), layout="constrained")
