@@ -37,6 +37,11 @@ def check(cfg: DictConfig) -> None:
         _check_node(source, SourceConfig, f"data.sources.{name}.")
         _check_source(f"data.sources.{name}", source)
     _check_pairs(cfg.study)
+    known = {method for _, _, method, _ in runs(cfg.study)}
+    if unknown := [m for line in cfg.claims.budgets.values() for m in line if m not in known]:
+        raise UserError(
+            f"claims.budgets: {unknown[0]} is none of the study's methods; it has {', '.join(sorted(known))}"
+        )
     if cfg.probe.sigma in cfg.probe.other_sigmas:
         raise UserError(
             f"probe.other_sigmas={list(cfg.probe.other_sigmas)}: {cfg.probe.sigma:g} is probe.sigma already"

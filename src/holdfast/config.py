@@ -465,6 +465,7 @@ class ClaimsConfig:
     families: dict[str, HeadlineConfig] = field(default_factory=dict)
     judged: list[str] = MISSING  # recipes
     lengths: list[str] = MISSING  # recipes, by the length of their alignment
+    budgets: dict[str, list[str]] = field(default_factory=dict)  # line of a figure -> one method, by its budget
     optimizers: list[str] = field(default_factory=list, metadata={"may_be_empty": True})  # recipes to be compared
     methods: RolesConfig = field(default_factory=RolesConfig)
 

@@ -98,7 +98,13 @@ def figures(
 ) -> dict[str, Figure]:
     from holdfast.reporting import Setting
     from holdfast.reporting.estimates import headline
-    from holdfast.reporting.figures import cost_figure, dose_response_figure, lengths_figure, sensitivity_figure
+    from holdfast.reporting.figures import (
+        cost_figure,
+        dose_response_figure,
+        lengths_figure,
+        sensitivity_figure,
+        steps_figure,
+    )
     from holdfast.reporting.trade_off import trade_off_figure
 
     setting, judged = Setting.of(measured, cfg), list(cfg.claims.judged)
@@ -115,6 +121,8 @@ def figures(
     }
     if len(cfg.claims.lengths) > 1:
         made["lengths"] = lengths_figure(spent, evidence.frame("costs"), list(cfg.claims.lengths))
+    if cfg.claims.budgets:
+        made["steps"] = steps_figure(spent, reference, {k: list(v) for k, v in cfg.claims.budgets.items()})
     return made
 
 

@@ -108,7 +108,11 @@ class Workflow:
         lacking = {"optimizers"} if not self.cfg.claims.optimizers else set()
         lacking |= {"tasks"} if not self.cfg.evaluate.tasks else set()
         names = [name for name in TITLES if name not in lacking]
-        figures = (*FIGURES, *["lengths"] * (len(self.cfg.claims.lengths) > 1))
+        figures = (
+            *FIGURES,
+            *["lengths"] * (len(self.cfg.claims.lengths) > 1),
+            *["steps"] * bool(self.cfg.claims.budgets),
+        )
         made = {
             name: [self.layout.tables / f"{name}.{suffix}" for suffix in ("csv", "md", "tex", "html")]
             for name in names

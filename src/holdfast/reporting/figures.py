@@ -140,6 +140,34 @@ def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str])
     return figure
 
 
+def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]]) -> Figure:
+    """The primary metric at each family's headline level against what refinement spent, in forward-equivalents, which
+    steps of unlike methods have in common; one line a method at several budgets, the reference as a line with its
+    band."""
+    table = table[table["estimate"].notna()]
+    models, families = table["model"].unique(), table["family"].unique()
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(3.2 * len(families) + 1.8, 2.9 * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), len(families), squeeze=False, sharey=True)
+        for (row, column), axis in np.ndenumerate(axes):
+            mine = table[(table["model"] == models[row]) & (table["family"] == families[column])]
+            for one in mine[mine["method"] == reference].to_dict("records"):
+                axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=reference)
+                axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
+            for place, (line, methods) in enumerate(lines.items(), start=1):
+                found = mine[mine["method"].isin(methods)].sort_values("forwards")
+                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
+                at = found["forwards"] * 1.03 ** (place - 1)  # side by side where costs are equal
+                axis.errorbar(at, 100 * found["estimate"], error, label=line, markersize=4, **style(place))
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.set_xlabel("forwards of refinement")
+            axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
+            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path, suffix: str) -> None:
     """Write without a date, so that the same numbers give the same bytes."""
     metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
