@@ -13,6 +13,7 @@ from holdfast.compose import composed
 from holdfast.metrics.agreement import crossed, kappa
 from holdfast.metrics.rates import Point
 from holdfast.reporting import Measured, Setting, dose_response, judges, main_table, quantization, terminal
+from holdfast.reporting.figures import steps_figure, style
 from holdfast.reporting.trade_off import trade_off, trade_off_figure
 
 POINTS = [  # perturbation, family, level, draws, generated, ran, share of harmful prompts that comply
@@ -150,6 +151,22 @@ def test_the_trade_off_passes_through_the_primary_metric_by_margins(records, mad
         assert line["asr"].is_monotonic_decreasing
     panels = trade_off_figure(records, setting, points, ["tiny"]).axes
     assert [axis.get_title(loc="left") for axis in panels] == [f"tiny, {c}" for c in curve["column"].unique()]
+
+
+def test_steps_are_drawn_against_what_they_spent():
+    rows = []
+    for method, forwards in (("aligned", 0.0), ("zo_all_half", 200.0), ("zo_all", 400.0)):
+        row = {"model": "tiny/sft", "family": "weight noise", "method": method, "forwards": forwards}
+        rows.append(row | {"estimate": 0.5, "low": 0.4, "high": 0.6})
+    (axis,) = steps_figure(pd.DataFrame(rows), "aligned", {"zo_all": ["zo_all_half", "zo_all"]}).axes
+    (line,) = (c for c in axis.containers if c.get_label() == "zo_all")
+    assert line.lines[0].get_xdata().tolist() == [200, 400]
+
+
+def test_no_two_lines_look_alike():
+    looks = [tuple(map(str, style(place).values())) for place in range(25)]
+    assert len(set(looks)) == 25
+    assert [look[0] for look in looks].count("#000000") == 1
 
 
 def test_captions_state_what_an_interval_rests_on(made):

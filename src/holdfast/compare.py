@@ -91,8 +91,13 @@ def _within(study: Study) -> Iterator[tuple[str, dict[str, Settings]]]:
         yield "models and recipes", columns
     methods = {method: (m, r, method, seed) for m, r, method, seed in reversed(found) if (m, r) == found[0][:2]}
     columns = {name: study.settings(run) for name, run in reversed(methods.items())}
-    of_methods = {name: {k: v for k, v in c.items() if k.startswith("method.")} for name, c in columns.items()}
-    yield "methods", of_methods
+    # What refinement was given counts where methods were not given the same; the aligned model was given none.
+    given = {k for c in columns.values() for k in c if k.startswith("refine.")}
+    varied = {k for k in given if len({str(c[k]) for c in columns.values() if k in c}) > 1}
+    yield (
+        "methods",
+        {n: {k: v for k, v in c.items() if k.startswith("method.") or k in varied} for n, c in columns.items()},
+    )
 
 
 def _between(studies: list[Study]) -> tuple[str, dict[str, Settings]]:

@@ -15,15 +15,15 @@ from holdfast.reporting.latex import latex, stacked
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><style>
-body {{ font: 14px/1.4 system-ui, sans-serif; color: #111; margin: 1.5em; }}
+body {{ font: 13px/1.4 system-ui, sans-serif; color: #111; margin: 1.5em; }}
 p {{ max-width: 75em; }}
 table {{ border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; margin: 1em 0; }}
 th {{ border-bottom: 1px solid; }}
-th, td {{ padding: .2em .8em .2em 0; text-align: left; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .2em .7em .2em 0; text-align: left; white-space: nowrap; font-variant-numeric: tabular-nums; }}
 tbody tr:hover {{ background: #eee; }}
 </style></head><body>
-<p>{caption}</p>
 {body}
+<p>{caption}</p>
 </body></html>
 """
 
