@@ -30,7 +30,7 @@ def module(line: str) -> str:
 
 def long(line: str) -> bool:
     """What takes too long even at study=smoke, or needs what another study made: there options are checked."""
-    return module(line) == "harden" or "study=tuning" in line or "study=evidence" in line
+    return module(line) == "harden" or "study=tuning" in line or "tables.source=" in line
 
 
 def at_smoke(line: str) -> list[str]:

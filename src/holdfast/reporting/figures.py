@@ -159,8 +159,10 @@ def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]
                 error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
                 at = found["forwards"] * 1.03 ** (place - 1)  # side by side where costs are equal
                 axis.errorbar(at, 100 * found["estimate"], error, label=line, markersize=4, **style(place))
-            axis.set_xscale("log", base=2)
+            axis.set_xscale("log")
+            axis.set_xticks(sorted(table.loc[table["method"].isin(next(iter(lines.values()))), "forwards"].unique()))
             axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xlabel("forwards of refinement")
             axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
             axis.set_ylabel("primary metric (%)" if column == 0 else "")
