@@ -36,13 +36,15 @@ def long(line: str) -> bool:
 def at_smoke(line: str) -> list[str]:
     """The command's arguments, with the names of what is there in the place of those of a longer study."""
     line = re.sub(r"results/tiny\b", "results/smoke", line).replace("seed=0,1", "seed=0").replace("seed=1", "seed=0")
-    words = shlex.split(re.sub(r"study=(tiny|paper|real_prompts)", "study=smoke", line).replace("$PWD/", ""))
+    words = shlex.split(re.sub(r"study=(tiny|paper|real_prompts|steps)", "study=smoke", line).replace("$PWD/", ""))
     if words[0] == "snakemake":
         asked = [word for word in words[1:] if word not in ("-n", "study=smoke")]
         return ["-n", *asked, *(["--config"] * ("--config" not in asked)), "study=smoke"]
     arguments = words[3:]
     if module(line) in STAGES:
         arguments += ["study=smoke", "tracking=disabled"]
+    if module(line) == "tune":
+        arguments += ["perturb=[wanda]"]  # of the whole grid one family
     if module(line) == "plan":
         arguments += ["plan.flops=1e11", "plan.bandwidth=1e10"]  # which it would otherwise measure
     return arguments

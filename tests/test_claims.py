@@ -306,7 +306,7 @@ def test_cost_by_hand(made):
     shown = made["made"]["cost"].shown.set_index(["model", "method"])
     assert shown.loc[("tiny/sft", "zo_selective"), "overhead (%)"] == "12.5 ✓"
     assert "★" in shown.loc[("tiny/sft", "zo_selective"), "weight noise σ=0.6"]
-    assert r"$\checkmark$" in made["cost"]["tex"]
+    assert r"$\surd$" in made["cost"]["tex"]
 
 
 def test_tasks(made):
