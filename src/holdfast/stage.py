@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -152,6 +153,8 @@ def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: 
     Everything that can be known without a model is checked before the stage begins. `inputs` maps each file
     that must exist to the stage that makes it.
     """
+    # Importing torch and transformers makes a million objects and no garbage; looking for it takes most of a second.
+    gc.set_threshold(100_000, 50, 100)
     os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.{stage}"  # names the job, and so its folder
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
     arguments = get_args_parser().parse_args()
