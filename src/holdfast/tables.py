@@ -45,7 +45,9 @@ def run(run: Run) -> None:
         from holdfast.reporting import timing
 
         write(timing(evidence.frame("timing"), settings.confidence), folder, "timing", ("csv", "md"))
-    for name, figure in figures(makers, measured, evidence, run.cfg).items() if "figures" in settings.make else ():
+    for name, figure in (
+        figures(makers, measured, setting, evidence, run.cfg).items() if "figures" in settings.make else ()
+    ):
         for suffix in ("png", "pdf"):
             with replacing(Path(settings.figures or run.out, f"{name}.{suffix}")) as path:
                 save(figure, path, suffix)
@@ -94,9 +96,8 @@ def tables(
 
 
 def figures(
-    makers: dict[str, Callable[[], Table]], measured: Measured, evidence: Evidence, cfg: DictConfig
+    makers: dict[str, Callable[[], Table]], measured: Measured, setting: Setting, evidence: Evidence, cfg: DictConfig
 ) -> dict[str, Figure]:
-    from holdfast.reporting import Setting
     from holdfast.reporting.estimates import headline
     from holdfast.reporting.figures import (
         cost_figure,
@@ -107,7 +108,7 @@ def figures(
     )
     from holdfast.reporting.trade_off import trade_off_figure
 
-    setting, judged = Setting.of(measured, cfg), list(cfg.claims.judged)
+    judged = list(cfg.claims.judged)
     # Where claims are judged; a family that they leave out is shown at its headline level.
     points = {at[1]: at for at in setting.headlines().values() if at}
     points |= {family: at for family, at in headline(measured.metrics, cfg.claims).items() if at}

@@ -92,15 +92,12 @@ def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figu
         axes = figure.subplots(len(models), len(families), squeeze=False, sharex=True, sharey="row")
         for (row, column), axis in np.ndenumerate(axes):
             mine = table[(table["model"] == models[row]) & (table["family"] == families[column])]
-            for one in mine[mine["method"] == reference].to_dict("records"):
-                axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=reference)
-                axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
+            _reference(axis, mine[mine["method"] == reference])
             for place, method in enumerate((m for m in table["method"].unique() if m != reference), start=1):
                 found = mine[mine["method"] == method]
-                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
                 look = style(place) | {"linestyle": "none", "markersize": 5, "elinewidth": 0.8, "alpha": 0.85}
                 at = 100 * found["overhead"] * 1.015 ** (place - 1)  # side by side where costs are equal
-                axis.errorbar(at, 100 * found["estimate"], error, label=method, **look)
+                axis.errorbar(at, 100 * found["estimate"], _bars(found), label=method, **look)
             axis.set_xscale("symlog", linthresh=2, linscale=0.5)  # a method without any overhead has a place too
             axis.set_xlim(-0.5, 130 * table["overhead"].max())
             axis.set_xticks([at for at in (0, 2, 5, 10, 20, 50, 100, 200) if at <= 100 * table["overhead"].max()])
@@ -129,9 +126,8 @@ def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str])
             mine = table[(bases == base) & (table["family"] == family)]
             for place, method in enumerate(table["method"].unique()):
                 found = mine[mine["method"] == method].sort_values("steps")
-                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
                 axis.errorbar(
-                    found["steps"], 100 * found["estimate"], error, label=method, markersize=4, **style(place)
+                    found["steps"], 100 * found["estimate"], _bars(found), label=method, markersize=4, **style(place)
                 )
             axis.set_xlabel("steps of alignment")
             axis.set_title(f"{base}, {family}", loc="left", fontsize=9)
@@ -151,14 +147,11 @@ def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]
         axes = figure.subplots(len(models), len(families), squeeze=False, sharey=True)
         for (row, column), axis in np.ndenumerate(axes):
             mine = table[(table["model"] == models[row]) & (table["family"] == families[column])]
-            for one in mine[mine["method"] == reference].to_dict("records"):
-                axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=reference)
-                axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
+            _reference(axis, mine[mine["method"] == reference])
             for place, (line, methods) in enumerate(lines.items(), start=1):
                 found = mine[mine["method"].isin(methods)].sort_values("forwards")
-                error = 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
                 at = found["forwards"] * 1.03 ** (place - 1)  # side by side where costs are equal
-                axis.errorbar(at, 100 * found["estimate"], error, label=line, markersize=4, **style(place))
+                axis.errorbar(at, 100 * found["estimate"], _bars(found), label=line, markersize=4, **style(place))
             axis.set_xscale("log")
             axis.set_xticks(sorted(table.loc[table["method"].isin(next(iter(lines.values()))), "forwards"].unique()))
             axis.xaxis.set_major_formatter("{x:g}")
@@ -168,6 +161,18 @@ def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]
             axis.set_ylabel("primary metric (%)" if column == 0 else "")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
+
+
+def _reference(axis: Any, found: pd.DataFrame) -> None:
+    """A method's estimate as a line, and its interval as a band, in per cent."""
+    for one in found.to_dict("records"):
+        axis.axhline(100 * one["estimate"], color="#000000", linewidth=1, label=one["method"])
+        axis.axhspan(100 * one["low"], 100 * one["high"], color="#000000", alpha=0.1, linewidth=0)
+
+
+def _bars(found: pd.DataFrame) -> np.ndarray:
+    """Of estimates with intervals, how far each bound lies off, in per cent, (2, rows)."""
+    return 100 * np.abs(found[["low", "high"]].to_numpy().T - found["estimate"].to_numpy())
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:

@@ -66,9 +66,14 @@ def _floats(blocks: list[pd.DataFrame], room: float) -> list[list[pd.DataFrame]]
     return found
 
 
+def _above(block: pd.DataFrame) -> list[str]:
+    """The leading columns that become headings over rows."""
+    return [name for place, name in enumerate(block.columns) if name in GROUPS and place < 3]
+
+
 def _heights(block: pd.DataFrame) -> list[float]:
     """Of every row, with the heading above it if it begins a group."""
-    above = [name for name in block.columns if name in GROUPS]
+    above = _above(block)
     rows = block.to_numpy()
     lines = [max(str(cell).count(r"\\") for cell in row) + 1 for row in rows]
     keys = [tuple(row) for row in block[above].to_numpy()]
@@ -86,7 +91,7 @@ def _scaled(block: pd.DataFrame) -> str:
 def _parts(block: pd.DataFrame) -> tuple[str, str, list[str]]:
     """Column specification, the line of names, and the lines of rows, those of a group below its heading."""
     block = block.loc[:, [not (block[name] == "--").all() for name in block.columns]]
-    above = [name for place, name in enumerate(block.columns) if name in GROUPS and place < 3]
+    above = _above(block)
     shown = block.drop(columns=above)
     lines: list[str] = []
     keys = [tuple(row) for row in block[above].to_numpy()]
