@@ -1,7 +1,8 @@
-"""When memory runs out: the same work on smaller parts of a batch."""
+"""Memory: kept between tensors of a size; and when it runs out, the same work on smaller parts of a batch."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,27 @@ from holdfast.errors import UserError
 
 T = TypeVar("T")
 WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # of CUDA, and of torch's allocator on a CPU
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h of glibc has them
+
+
+def keep_freed(block: int = 32 * 2**20, total: int = 512 * 2**20) -> None:
+    """Let the process keep up to `total` freed bytes of blocks up to `block` bytes (glibc takes no more than 32 MiB).
+
+    By itself glibc gives a large tensor's pages back when it is freed, and the kernel has to clear new ones for the
+    next tensor of the same size. Where the C library is another, nothing happens.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, block)
+        libc.mallopt(M_TRIM_THRESHOLD, total)
+
+
+def release_freed() -> None:
+    """Give back what `keep_freed` kept, so that the memory in use is what is used."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:

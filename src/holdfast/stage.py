@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from holdfast.compose import composed, explained, settle, sweep
 from holdfast.config import READS
 from holdfast.errors import UserError
-from holdfast.memory import out_of_memory
+from holdfast.memory import keep_freed, out_of_memory, release_freed
 from holdfast.paths import CONF, Layout
 from holdfast.tracking import Tracker
 
@@ -102,6 +102,7 @@ class peak_memory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / 2**20
         elif Path("/proc/self/clear_refs").exists():
+            release_freed()
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
             self.before = _status("VmRSS")
         return self
@@ -155,6 +156,7 @@ def launch(stage: str, run: Callable[[Run], None], inputs: Inputs = lambda cfg: 
     """
     # Importing torch and transformers makes a million objects and no garbage; looking for it takes most of a second.
     gc.set_threshold(100_000, 50, 100)
+    keep_freed()
     os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.{stage}"  # names the job, and so its folder
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
     arguments = get_args_parser().parse_args()
