@@ -1,5 +1,6 @@
 from snakemake.utils import min_version
 
+from holdfast import warm
 from holdfast.workflow import Workflow
 
 min_version("9.0")
@@ -9,6 +10,12 @@ config["study"], config["settings"] = flow.study.name, flow.composed
 
 
 report: "workflow/report/study.rst"
+
+
+# CUDA does not survive a fork, and is for models beside which an import takes no time.
+onstart:
+    if not flow.gpu:
+        warm.start()
 
 
 # Tab completion adds a slash; both names are the same target.

@@ -16,6 +16,6 @@ rule align:
     message:
         "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.warm align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

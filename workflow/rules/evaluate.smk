@@ -16,5 +16,5 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} by {wildcards.recipe} after {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.warm evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

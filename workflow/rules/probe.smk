@@ -18,6 +18,6 @@ rule probe:
     message:
         "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.warm probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

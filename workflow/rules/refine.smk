@@ -16,5 +16,5 @@ rule refine:
     message:
         "refine {wildcards.model} by {wildcards.recipe} with {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.refine $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.warm refine $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -20,5 +20,5 @@ for product, files in flow.products().items():
         message:
             "tables {flow.study.name}: {params.make}"
         shell:
-            "eval python -m holdfast.tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
+            "eval python -m holdfast.warm tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
             "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,138 @@
+"""A stage forked from a server: its words, its status, its end with its caller; and the plain process otherwise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="forks are watched on Linux alone")
+
+SERVER = """
+import sys, holdfast
+from holdfast import warm
+holdfast.__path__.append(sys.argv[1])
+warm.LIBRARIES |= {"echo": ("json",), "broken": ("no_such_library",)}
+warm.serve(sys.argv[1], int(sys.argv[2]))
+"""
+STAGE = """
+import os, signal, sys, time
+print(os.getppid(), os.getcwd(), os.environ["GIVEN"], *sys.argv[1:], flush=True)
+print(sys.stdin.read(), file=sys.stderr)
+exec(sys.argv[1])
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GIVEN": "a word"}
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The folder of a server that knows two more stages, and what keeps it alive."""
+    (tmp_path / "echo.py").write_text(STAGE)
+    folder, (alive, kept) = tmp_path, os.pipe()
+    command = [sys.executable, "-c", SERVER, str(folder), str(alive)]
+    with subprocess.Popen(command, pass_fds=[alive], env=ENVIRONMENT) as process, os.fdopen(kept, "w") as held:
+        os.close(alive)
+        wait_until((folder / "socket").exists)
+        yield process, folder, held
+
+
+def asked(folder: Path, *words: str, threads: str = "1") -> subprocess.Popen[str]:
+    environment = {**ENVIRONMENT, "HOLDFAST_WARM": str(folder / "socket"), "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "holdfast.warm", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd="/", env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "says"),
+    [
+        ("", 0, ""),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('what is wrong')", 1, "what is wrong"),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, ""),
+    ],
+)
+def test_a_fork_has_the_callers_words_and_the_caller_its_end(server, ends, status, says):
+    caller = asked(server[1], "echo", ends, "b=[1, 2]")
+    out, err = caller.communicate("typed")
+    assert caller.returncode == status
+    parent, words = out.rstrip("\n").split(" ", 1)
+    assert int(parent) not in (caller.pid, os.getpid())
+    assert words == f"/ a word {ends} b=[1, 2]"
+    assert err.startswith("typed\n")
+    assert says in err
+
+
+def test_forks_run_side_by_side(server, tmp_path):
+    """Each waits for a file of every other."""
+    wait = f"import pathlib as p\nf = p.Path({str(tmp_path)!r})\n(f / f'{{os.getpid()}}.here').touch()\n"
+    wait += "while len([*f.glob('*.here')]) < 6: time.sleep(.01)"
+    callers = [asked(server[1], "echo", wait) for _ in range(6)]
+    for caller in callers:
+        caller.stdin.close()
+        caller.stdin = None
+    for caller in callers:
+        caller.communicate()
+        assert caller.returncode == 0
+
+
+def test_a_killed_caller_takes_its_fork_along(server):
+    caller = asked(server[1], "echo", "print(os.getpid(), flush=True); time.sleep(600)")
+    caller.stdin.close()
+    caller.stdout.readline()
+    fork = int(caller.stdout.readline())
+    caller.send_signal(signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{fork}").exists())
+    caller.wait()
+    caller.stdout.close()
+    caller.stderr.close()
+
+
+@pytest.mark.parametrize(("stage", "threads"), [("echo", "2"), ("broken", "1"), ("unheard_of", "1")])
+def test_what_the_server_cannot_be_is_a_process_of_its_own(server, stage, threads):
+    caller = asked(server[1], stage, threads=threads)
+    assert f"No module named holdfast.{stage}" in caller.communicate()[1]
+    caller = asked(server[1], "echo", "")  # and the server goes on
+    assert caller.communicate("")[0]
+    assert caller.returncode == 0
+
+
+def test_a_server_ends_with_its_starter_and_leaves_nothing(server):
+    process, folder, held = server
+    held.close()
+    assert process.wait(60) == 0
+    assert not folder.exists()
+    assert "No module named holdfast.echo" in asked(folder, "echo").communicate()[1]
+
+
+def test_a_caller_that_leaves_at_once_does_no_harm(server):
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(server[1] / "socket"))
+    caller = asked(server[1], "echo", "")
+    assert caller.communicate("")[0]
+    assert caller.returncode == 0
+
+
+def test_libraries_leave_nothing_that_a_fork_would_take_away():
+    """A temporary folder made on import is deleted by the first process to end of all that inherited it."""
+    load = "import sys; from holdfast import warm; assert all(map(warm._loaded, warm.LIBRARIES)); "
+    load += "import tempfile, gc; gc.unfreeze(); sys.exit(str([x for x in gc.get_objects() "
+    load += "if isinstance(x, tempfile.TemporaryDirectory)] + ['wandb'] * ('wandb' in sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == "[]"
