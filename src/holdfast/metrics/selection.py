@@ -26,7 +26,7 @@ def scores(found: pd.DataFrame, layers: list[str], redraws: int = 0) -> np.ndarr
     if "perturbed" in found:
         wide = found.pivot(index="evaluation", columns="group", values="perturbed")[layers]
         masks = torch.from_numpy(wide.to_numpy(dtype=bool))
-        rise = torch.from_numpy(found.groupby("evaluation")["rise"].first().to_numpy())
+        rise = torch.tensor(found.groupby("evaluation")["rise"].first().to_numpy())  # pandas' own is not writable
         drawn = [np.arange(len(rise)), *rng.integers(0, len(rise), (redraws, len(rise)))]
         return np.stack([online_sensitivity(rise[rows], masks[rows]).numpy() for rows in drawn])
     by_draw = rises(found, layers)
