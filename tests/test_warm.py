@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,12 @@ def asked(folder: Path, *words: str, threads: str = "1") -> subprocess.Popen[str
     return subprocess.Popen(command, cwd="/", env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+def assert_it_goes_on(folder: Path) -> None:
+    caller = asked(folder, "echo", "")
+    assert caller.communicate("")[0]
+    assert caller.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("ends", "status", "says"),
     [
@@ -106,9 +113,7 @@ def test_a_killed_caller_takes_its_fork_along(server):
 def test_what_the_server_cannot_be_is_a_process_of_its_own(server, stage, threads):
     caller = asked(server[1], stage, threads=threads)
     assert f"No module named holdfast.{stage}" in caller.communicate()[1]
-    caller = asked(server[1], "echo", "")  # and the server goes on
-    assert caller.communicate("")[0]
-    assert caller.returncode == 0
+    assert_it_goes_on(server[1])
 
 
 def test_a_server_ends_with_its_starter_and_leaves_nothing(server):
@@ -120,13 +125,9 @@ def test_a_server_ends_with_its_starter_and_leaves_nothing(server):
 
 
 def test_a_caller_that_leaves_at_once_does_no_harm(server):
-    import socket
-
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(server[1] / "socket"))
-    caller = asked(server[1], "echo", "")
-    assert caller.communicate("")[0]
-    assert caller.returncode == 0
+    assert_it_goes_on(server[1])
 
 
 def test_libraries_leave_nothing_that_a_fork_would_take_away():

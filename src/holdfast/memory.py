@@ -1,4 +1,4 @@
-"""Memory: kept between tensors of a size; and when it runs out, the same work on smaller parts of a batch."""
+"""Memory: kept for the next tensor of a size; and when it runs out, the same work on smaller parts of a batch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ WORDS = ("out of memory", "not enough memory", "can't allocate memory")  # of CU
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h of glibc has them
 
 
-def keep_freed(block: int = 32 * 2**20, total: int = 512 * 2**20) -> None:
-    """Let the process keep up to `total` freed bytes of blocks up to `block` bytes (glibc takes no more than 32 MiB).
+def keep_freed() -> None:
+    """Let the process keep up to 512 MiB of freed blocks of up to 32 MiB, the most that glibc takes.
 
     By itself glibc gives a large tensor's pages back when it is freed, and the kernel has to clear new ones for the
-    next tensor of the same size. Where the C library is another, nothing happens.
+    next tensor of the same size.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, block)
-        libc.mallopt(M_TRIM_THRESHOLD, total)
+    _glibc("mallopt", M_MMAP_THRESHOLD, 32 * 2**20)
+    _glibc("mallopt", M_TRIM_THRESHOLD, 512 * 2**20)
 
 
 def release_freed() -> None:
     """Give back what `keep_freed` kept, so that the memory in use is what is used."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    """Where the C library is another, nothing happens."""
+    call = getattr(ctypes.CDLL(None), function, None)
+    if call:
+        call(*arguments)
 
 
 def out_of_memory(error: BaseException) -> bool:

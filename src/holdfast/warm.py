@@ -21,10 +21,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import NamedTuple
 
 ADDRESS = "HOLDFAST_WARM"
+# Of the architectures Llama's, which imports what the others do.
 MODELS = (
     "pandas",
     "pyarrow.parquet",
@@ -34,7 +34,8 @@ MODELS = (
     "holdfast.scorer",
     "holdfast.methods",
 )
-# Without trl: it loads wandb, whose temporary folders the first fork to end would delete for all others.
+# `data` needs none of them, `pretrain` more threads. No trl: it loads wandb, whose temporary folders the first fork to
+# end would delete for all others.
 LIBRARIES = {
     "align": (*MODELS, "datasets"),
     "probe": (*MODELS, "holdfast.sensitivities"),
@@ -42,7 +43,6 @@ LIBRARIES = {
     "evaluate": MODELS,
     "tables": ("pandas", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "holdfast.reporting"),
 }
-STARTED = b"+"
 
 
 class Request(NamedTuple):
@@ -53,9 +53,9 @@ class Request(NamedTuple):
     kind: list[str | None]
 
 
-def kind(environment: Mapping[str, str]) -> list[str | None]:
+def kind() -> list[str | None]:
     """What libraries settle for good while they load: whose they are, and how many threads they take."""
-    return [sys.prefix, environment.get("OMP_NUM_THREADS")]
+    return [sys.prefix, os.environ.get("OMP_NUM_THREADS")]
 
 
 def start() -> None:
@@ -103,7 +103,7 @@ def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
             streams = socket.recv_fds(connection, 1, 3)[1]
             with connection.makefile("rb") as lines:
                 request = Request(*json.loads(lines.readline()))
-            wanted = request.kind == kind(os.environ) and _loaded(request.stage)
+            wanted = request.kind == kind() and _loaded(request.stage)
             if wanted and os.fork() == 0:
                 _watched(connection, [*streams, server.fileno()])
                 return request, streams
@@ -115,17 +115,17 @@ def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
 
 
 def _loaded(stage: str) -> bool:
-    """Whether the stage's libraries are there now. What is wrong with them the caller will say, without a server."""
+    """Whether the stage's libraries are there now. What is wrong with them, or with its name, the caller will say."""
     from holdfast.stage import quiet
 
     try:
         quiet()
-        for name in LIBRARIES.get(stage, ()):
+        for name in LIBRARIES[stage]:
             importlib.import_module(name)
     except Exception:
         return False
     gc.freeze()  # a collection in a fork need not touch, and so copy, what the server loaded
-    return stage in LIBRARIES
+    return True
 
 
 def _watched(connection: socket.socket, others: list[int]) -> None:
@@ -143,7 +143,7 @@ def _watched(connection: socket.socket, others: list[int]) -> None:
         for descriptor in others:
             os.close(descriptor)
         ended = os.pidfd_open(stage)
-        connection.send(STARTED)
+        connection.send(b"+")
         if ended not in select.select([ended, connection.fileno()], [], [])[0]:
             os.kill(stage, signal.SIGTERM)
         code = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])
@@ -166,7 +166,7 @@ def _become(request: Request, streams: list[int]) -> None:
 
 def main(stage: str, *arguments: str) -> None:
     """Run the stage in a fork of the server, or else in this process."""
-    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), kind(os.environ))
+    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), kind())
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(os.environ.get(ADDRESS, ""))
