@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import ARCHITECTURES, random_model
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
-from holdfast.metrics.scoring import exact_match, mean_nll, refusal_margin, response_logprob, sequences
+from holdfast.metrics.scoring import (
+    exact_match,
+    mean_nll,
+    refusal_margin,
+    response_logprob,
+    sequences,
+    token_logprobs,
+)
 
 PROMPTS = ["What is a person?", "What does kill mean?", "What is a virus?"]
 
@@ -81,3 +88,21 @@ def test_a_tokenizer_without_template_is_refused(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(UserError, match="chat template"):
         prompt_ids(tokenizer, "Hello")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_padding_needs_no_mask(tokenizer, kind, attention):
+    """Log-probabilities of padded rows, longer than any window, are bitwise those with a mask and a cache."""
+    model = random_model(tokenizer, kind)
+    if attention == "sdpa" and not model._supports_sdpa:
+        pytest.skip("has no such attention")
+    model.set_attn_implementation(attention)
+    g = torch.Generator().manual_seed(0)
+    sizes = ((9, 5), (20, 9), (3, 3))
+    rows = [tuple(torch.randint(5, 400, (n,), generator=g).tolist() for n in size) for size in sizes]
+    batch = sequences(rows, tokenizer.pad_token_id, model.device)
+    plain = model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, batch.columns].float()
+    targets = batch.ids[:, batch.columns + 1]
+    expected = plain.gather(-1, targets[..., None])[..., 0] - plain.logsumexp(-1)
+    assert torch.equal(token_logprobs(model, batch), expected * batch.response[:, batch.columns + 1])

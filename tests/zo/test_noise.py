@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -161,26 +157,6 @@ def test_cpu_kernel_rounds_every_magnitude_as_torch_does(dtype):
     out = torch.empty_like(values, dtype=dtype)
     add_noise([Target(values, out, 0, [])], [], Stream("rademacher", 0, 0), keep=False)
     assert torch.equal(out.view(torch.uint8), values.to(dtype).view(torch.uint8))
-
-
-def test_triton_kernel_has_the_bits_of_the_reference():
-    """In a process of its own: Triton reads at import whether it is to interpret."""
-    pytest.importorskip("triton")
-    program = f"""
-import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_noise import DTYPES, Stream, both, same
-from holdfast.zo.kernels.cuda import add_noise
-for kind in ("rademacher", "gaussian"):
-    for dtype in DTYPES:
-        for count in (1, 127, 1025, 5000):
-            for keep in (True, False):
-                stream = Stream(kind, 2**63 + 5, 9)
-                found = both(count, dtype, [0.3, -1.7], add_noise, keep=keep, stream=stream, tensor=2**32 - 1)
-                assert same(*found), (kind, dtype, count, keep)
-"""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
 
 
 def test_global_generator_is_untouched():

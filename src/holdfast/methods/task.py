@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 from torch import nn
 
+from holdfast.errors import UserError
 from holdfast.memory import Parts
 from holdfast.methods.losses import Batch, Batches, LossFn
+from holdfast.zo import TrajectoryError, weight_groups
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,10 +51,26 @@ class Task:
         """The batches that all methods of this seed meet, in the same order."""
         return self.batches.stream(self.settings.batch_size, self.seed)
 
+    def logged(self, begin: Callable[[], T]) -> T:
+        """`begin()`, which continues the log at `trajectory`. A log that does not fit may be all that is left of
+        another refinement: it gets a free name beside it, and a line says so.
+
+        Raises `UserError` for another log that does not do, and for weights that noise cannot move.
+        """
+        try:
+            return begin()
+        except ValueError as error:
+            log = self.trajectory
+            if not isinstance(error, TrajectoryError) or not str(error).startswith(f"{log}:"):
+                raise UserError(str(error)) from None
+            names = (log.with_name(f"{log.stem}.{number}{log.suffix}") for number in count(1))
+            kept = next(path for path in names if not path.exists())
+            os.replace(log, kept)
+            print(f"{error}: moved to {kept.name}", file=sys.stderr)
+        return self.logged(begin)
+
     def tensors(self) -> dict[str, nn.Parameter]:
         """The matrices of the layers to refine."""
-        from holdfast.zo import weight_groups
-
         groups = weight_groups(self.model)
         return {name: p for layer in self.layers for name, p in groups[layer].items()}
 

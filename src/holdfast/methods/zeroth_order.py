@@ -7,7 +7,7 @@ from typing import Protocol
 
 from holdfast.errors import UserError
 from holdfast.methods.task import Outcome, Task
-from holdfast.zo import StepReport, SubspaceRefiner, TrajectoryError, ZeroOrderRefiner, alignment_directions
+from holdfast.zo import StepReport, SubspaceRefiner, ZeroOrderRefiner, alignment_directions
 
 
 class Refiner(Protocol):
@@ -66,7 +66,7 @@ def subspace(task: Task) -> Outcome:
 
 
 def _refine(task: Task, begin: Callable[[], Refiner]) -> Outcome:
-    refiner, stream = _resumed(task, begin), task.stream()
+    refiner, stream = task.logged(begin), task.stream()
     steps = max(1, task.budget // (2 * task.settings.queries))
     for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
         next(stream)
@@ -88,12 +88,3 @@ def _context(task: Task) -> dict[str, object]:
     """What a log depends on beside the refiner's own settings."""
     s = task.settings
     return {"loss": s.loss, "batch_size": s.batch_size, "budget": task.budget, "data": task.data}
-
-
-def _resumed(task: Task, begin: Callable[[], Refiner]) -> Refiner:
-    """Resumes the log of an interrupted run; the log of another run, or a damaged one, gives way to a new one."""
-    try:
-        return begin()
-    except TrajectoryError:
-        task.trajectory.unlink()
-        return begin()

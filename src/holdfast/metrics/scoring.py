@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts with responses, right-padded: (n, t) ids, attention mask, and mask of the response tokens;
+    """Prompts with responses, right-padded: (n, t) ids, mask of the tokens, and mask of the response tokens;
     (c,) positions whose next token is a response token in any row, the only ones whose logits are needed."""
 
     ids: Tensor
@@ -36,9 +36,21 @@ def sequences(pairs: list[tuple[list[int], list[int]]], pad: int, device: torch.
     return Sequences(ids.to(device), attention.to(device), response_mask.to(device), columns.to(device))
 
 
+class Unkept(DynamicCache):
+    """A cache that keeps nothing. Where none is given, transformers looks for packed sequences, and the host waits
+    for the answer."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
 def token_logprobs(model: Any, batch: Sequences) -> Tensor:
-    """(n, c) log-probability of each next token, 0 outside the response."""
-    out = model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=batch.columns)
+    """(n, c) log-probability of each next token, 0 outside the response.
+
+    No attention mask: nothing comes before the padding's end but what is causal anyway, and to read a mask the host
+    would wait at every forward.
+    """
+    out = model(input_ids=batch.ids, logits_to_keep=batch.columns, past_key_values=Unkept(), use_cache=False)
     logits = out.logits.float()
     targets, mask = batch.ids[:, batch.columns + 1], batch.response[:, batch.columns + 1]
     chosen = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import sys
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +18,14 @@ from holdfast.zo.layers import layer_of
 from holdfast.zo.noise import NOISES, SUBSET, Stream, Target, words
 
 
-class Masters:
-    """Float32 masters of some tensors, their frozen scales s = rms(W), and the noise s∘z that moves them.
+class Perturbed(ABC):
+    """Some tensors, their frozen scales s = rms(W), and the names of the noise s∘z that moves them. With `subset`
+    below 1 each query perturbs and moves some groups only (see `subsets`).
 
     A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers,
-    order or shard. `scales` gives s where it is already known (a replay repeats no reduction). With `subset`
-    below 1 each query perturbs and moves some groups only (see `subsets`).
+    order or shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends
+    on the number of threads). Raises `ValueError` for a tensor that relative noise cannot move as a whole: of scale
+    zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
     """
 
     def __init__(
@@ -42,12 +47,13 @@ class Masters:
             raise ValueError("two tensor names have one hash; rename one of them")
         self.seed, self.noise, self.subset = seed, noise, subset
         self.groups = {name: layer_of(name) or name for name in self.tensors}
-        with torch.no_grad():
-            self.values = {
-                k: p.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-                for k, p in tensors.items()
-            }
-            self.scales = dict(scales or {k: v.square().mean().sqrt().item() for k, v in self.values.items()})
+        for name, parameter in self.tensors.items():
+            _check(name, parameter)
+        self.scales = _scales(self.tensors) if scales is None else dict(scales)
+        for name in self.tensors:
+            if not 0 < self.scales[name] < math.inf:
+                what = "all its weights are zero" if self.scales[name] == 0 else "it holds a NaN or an infinity"
+                raise ValueError(f"{name}: {what}; noise relative to its rms cannot move it")
 
     def subsets(self, queries: Sequence[int], *, step: int) -> list[list[str]]:
         """The groups that each query perturbs: decoder layers (`layer.3`), other tensors by their own names.
@@ -62,6 +68,45 @@ class Masters:
         found = words(SUBSET, Stream(self.noise, self.seed, step), tensors=places, queries=queries)
         inside = (found < round(self.subset * 2**32)) | (found == found.amin(1, keepdim=True))
         return [[g for g, one in zip(groups, row, strict=True) if one] for row in inside.tolist()]
+
+    @abstractmethod
+    def write(self, radius: float, *, step: int, query: int) -> None:
+        """Displace the forward weights by what this query probes, times `radius`."""
+
+    @abstractmethod
+    def move(self, coefficients: Sequence[float], *, step: int) -> None:
+        """Move for good by Σ_i coefficient_i times what query i probes, and write the forward weights."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Write the forward weights as they are without displacement, bitwise."""
+
+    @abstractmethod
+    def drift(self) -> int:
+        """How many forward weights differ from what `restore` writes."""
+
+    def header(self) -> dict[str, Any]:
+        """What a log has to say for a move to be repeated: JSON values, numbers as hexadecimal floats."""
+        return {
+            "seed": self.seed,
+            "noise": self.noise,
+            "subset": float(self.subset).hex(),
+            "tensors": {
+                k: {"dtype": str(p.dtype).removeprefix("torch."), "scale": float(self.scales[k]).hex()}
+                for k, p in self.tensors.items()
+            },
+        }
+
+
+class Masters(Perturbed):
+    """Float32 masters, 4 bytes a weight, which noise displaces and moves."""
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter], **options: Any) -> None:
+        super().__init__(tensors, **options)
+        self.values = {
+            k: p.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            for k, p in tensors.items()
+        }
 
     def write(self, radius: float, *, step: int, query: int) -> None:
         """Forward weights := round(master + radius · s∘z), with z = 0 in groups outside the query's subset."""
@@ -81,30 +126,42 @@ class Masters:
             targets.append(Target(self.values[name], parameter, self.names[name], mine))
         add_noise(targets, queries, Stream(self.noise, self.seed, step), keep=keep)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Forward weights := round(master), bitwise what they were before any `write`."""
-        for name, parameter in self.tensors.items():
-            parameter.copy_(self.values[name])
+        self._add([], [], 0, keep=False)
 
     @torch.no_grad()
     def drift(self) -> int:
         """How many forward weights differ from round(master)."""
-        pairs = ((self.values[k].to(p.dtype), p) for k, p in self.tensors.items())
-        return sum(int((value != parameter).sum()) for value, parameter in pairs)
+        return sum(wrong(self.values[name], p) for name, p in self.tensors.items())
 
     def header(self) -> dict[str, Any]:
-        """What a log has to say for `move` to be repeated: JSON values, numbers as hexadecimal floats."""
-        return {
-            "kind": "weights",
-            "seed": self.seed,
-            "noise": self.noise,
-            "subset": float(self.subset).hex(),
-            "tensors": {
-                k: {"dtype": str(p.dtype).removeprefix("torch."), "scale": float(self.scales[k]).hex()}
-                for k, p in self.tensors.items()
-            },
-        }
+        return super().header() | {"kind": "weights"}
+
+
+def _check(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise ValueError(f"{name}: has no values here (device meta); load the model whole, without offloading")
+    # Where its module was never imported, no tensor is of that kind; the import alone takes a second.
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding and isinstance(parameter.data, sharding.DTensor):
+        raise ValueError(f"{name}: is a shard (DTensor, as of FSDP); every rank needs the whole tensor")
+
+
+@torch.no_grad()
+def _scales(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """rms of each tensor, float32; the host waits once a device."""
+    found: dict[str, float] = {}
+    for device in dict.fromkeys(p.device for p in tensors.values()):
+        names = [name for name, p in tensors.items() if p.device == device]
+        rms = [tensors[name].detach().float().square().mean().sqrt() for name in names]
+        found.update(zip(names, torch.stack(rms).tolist(), strict=True))
+    return {name: found[name] for name in tensors}
+
+
+def wrong(value: Tensor, parameter: Tensor) -> int:
+    """How many elements of a parameter differ from the rounded value."""
+    return int((value.to(parameter.dtype) != parameter).sum())
 
 
 def float32(value: float) -> float:

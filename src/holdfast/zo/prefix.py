@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.zo.layers import decoder_stack
+
 SCOPES = ("off", "step", "run")
 
 
@@ -27,8 +29,8 @@ class PrefixReuse:
     def __init__(self, model: nn.Module, refined: list[str], scope: str) -> None:
         if scope not in SCOPES:
             raise ValueError(f"prefix={scope}: choose one of {', '.join(SCOPES)}")
-        self.below = _layers_below(model, refined)
-        self.enabled, self.scope, self.checked = bool(self.below) and scope != "off", scope, False
+        self.below = _layers_below(model, refined) if scope != "off" else []
+        self.enabled, self.scope, self.checked = bool(self.below), scope, False
         # id of a batch -> (the batch itself, so that the id stays its own; the states of each model call)
         self.stored: dict[int, tuple[Any, list[Any]]] = {}
 
@@ -63,7 +65,7 @@ class LayerStates:
     """What every decoder layer gave in one forward of one batch, so that later ones may begin above any of them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.layers, self.checked = model, _stack(model), False
+        self.model, self.layers, self.checked = model, list(decoder_stack(model)), False
         self.states: list[list[Any]] = []  # of each layer, one a model call
 
     def depth(self, group: str, tensors: dict[str, nn.Parameter]) -> int:
@@ -141,14 +143,8 @@ def _put_back(layer: nn.Module, forward: Any) -> None:
         layer.forward = forward
 
 
-def _stack(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers, lowest first; none where they cannot be told."""
-    stacks = [m for n, m in model.named_modules() if f".{n}".endswith(".layers") and isinstance(m, nn.ModuleList)]
-    return list(stacks[0]) if len(stacks) == 1 else []
-
-
 def _layers_below(model: nn.Module, refined: list[str]) -> list[nn.Module]:
-    """The decoder layers below the first refined one, lowest first; none where that cannot be told."""
-    stack = [] if "embeddings" in refined else _stack(model)
+    """The decoder layers below the first refined one, lowest first."""
+    stack = [] if "embeddings" in refined else list(decoder_stack(model))
     indices = [int(group.split(".")[1]) for group in refined if group.startswith("layer.")]
     return stack[: min(indices, default=len(stack))]

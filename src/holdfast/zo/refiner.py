@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from holdfast.zo.digest import fingerprint
 from holdfast.zo.layers import weight_groups
 from holdfast.zo.parallel import summed_over_ranks
-from holdfast.zo.perturb import Masters, total
+from holdfast.zo.perturb import Masters, Perturbed, total
 from holdfast.zo.prefix import PrefixReuse
-from holdfast.zo.trajectory import Trajectory
+from holdfast.zo.trajectory import Trajectory, logged_scales
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TwoPointRefiner:
         self,
         model: nn.Module,
         loss_fn: Callable[[nn.Module, Any], Tensor],
-        masters: Masters,
+        masters: Perturbed,
         prefix: PrefixReuse,
         *,
         mu: float,
@@ -141,13 +141,16 @@ class ZeroOrderRefiner(TwoPointRefiner):
     replayed first, and `steps` says how many steps that were. It must be of the same base and settings, and of
     the same `context`: JSON values that say what else the run depends on (loss, data).
 
-    `prefix` says for how long hidden states below the first refined layer are reused: `off`, for the `step`, or
-    for the `run`, which takes their memory and asks that batch objects come again unchanged.
+    It takes 4 bytes a refined weight beside the model. `prefix` says for how long hidden states below the first
+    refined layer are reused: `off`, for the `step`, or for the `run`, which takes their memory and asks that batch
+    objects come again unchanged.
 
     With `subset` below 1 every query perturbs and moves a random part of the layers only, each in with that
     probability (LeZO). `clean` evaluates L₀ too, once a step: reports then tell the rises that
     `online_sensitivity` takes.
     """
+
+    masters: Masters
 
     def __init__(
         self,
@@ -172,7 +175,9 @@ class ZeroOrderRefiner(TwoPointRefiner):
             raise ValueError(f"layers={sorted(unknown)}: choose among {', '.join(groups)}")
         base = fingerprint(model) if trajectory else ""
         chosen = {k: p for layer in layers for k, p in groups[layer].items()}
-        masters, reuse = Masters(chosen, seed=seed, noise=noise, subset=subset), PrefixReuse(model, layers, prefix)
+        scales = logged_scales(trajectory, chosen) if trajectory else None
+        masters = Masters(chosen, seed=seed, noise=noise, subset=subset, scales=scales)
+        reuse = PrefixReuse(model, layers, prefix)
         super().__init__(
             model, loss_fn, masters, reuse, mu=mu, lr=lr, queries=queries, normalize=normalize, clean=clean
         )

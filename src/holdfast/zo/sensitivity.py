@@ -59,7 +59,7 @@ def sensitivity(
     for place, group in progress([(place, group) for place in range(len(batches)) for group in groups]):
         losses = partial(_losses, model, loss_fn, batches[place])
         if place == len(clean):
-            clean.append(_finite(states.record(losses), "without noise"))
+            clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
         handed = partial(states.run, states.depth(group, groups[group]), losses)
         pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, draws, group))
     return {group: Sides(torch.cat(clean), *torch.cat(found, dim=2)) for group, found in pairs.items()}
@@ -71,18 +71,22 @@ def _losses(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch
 
 def _pairs(losses: Callable[[], Tensor], masters: Masters, sigma: float, draws: int, group: str) -> Tensor:
     """(2, draws, n_batch): L₊ and L₋."""
-    found = []
+    found, places = [], []
     try:
         for sign in (+1, -1):
             for draw in range(draws):
                 masters.write(sign * sigma, step=draw, query=0)
-                found.append(_finite(losses(), f"with noise of {sigma} in {group}, draw {draw}"))
+                found.append(losses())
+                places.append(f"with noise of {sigma} in {group}, draw {draw}")
     finally:
         masters.restore()
-    return torch.stack(found).unflatten(0, (2, draws))
+    return _finite(torch.stack(found), places).unflatten(0, (2, draws))
 
 
-def _finite(losses: Tensor, where: str) -> Tensor:
-    if not losses.isfinite().all():
-        raise FloatingPointError(f"the loss is not finite {where}")
-    return losses.cpu()
+def _finite(losses: Tensor, places: list[str]) -> Tensor:
+    """(evaluations, n) losses on the CPU, where they are checked: the host waits for all of them once."""
+    losses = losses.cpu()
+    for row, place in zip(losses, places, strict=True):
+        if not row.isfinite().all():
+            raise FloatingPointError(f"the loss is not finite {place}")
+    return losses

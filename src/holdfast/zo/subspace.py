@@ -12,6 +12,7 @@ from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import Span
 from holdfast.zo.prefix import PrefixReuse
 from holdfast.zo.refiner import TwoPointRefiner
+from holdfast.zo.trajectory import logged_scales
 
 
 class SubspaceRefiner(TwoPointRefiner):
@@ -50,7 +51,9 @@ class SubspaceRefiner(TwoPointRefiner):
             if name not in named or named[name].shape != direction.shape:
                 raise ValueError(f"directions: the model has no tensor {name} of shape {tuple(direction.shape)}")
         base = fingerprint(model) if trajectory else ""
-        masters = Span({k: named[k] for k in directions}, directions, sigma=sigma, seed=seed, tie=tie, noise=noise)
+        scales = logged_scales(trajectory, directions) if trajectory else None
+        drawn = {"seed": seed, "noise": noise, "scales": scales}
+        masters = Span({k: named[k] for k in directions}, directions, sigma=sigma, tie=tie, **drawn)
         reuse = PrefixReuse(model, [], "off")  # directions are as a rule of all layers
         super().__init__(model, loss_fn, masters, reuse, mu=mu, lr=lr, queries=queries, normalize=normalize)
         if trajectory:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import nn
 
 from holdfast.zo.digest import digest, fingerprint
 from holdfast.zo.directions import Span, alignment_directions
-from holdfast.zo.perturb import Masters
+from holdfast.zo.perturb import Masters, Perturbed
 
 FORMAT = "holdfast trajectory 1"
+BEGIN_ANEW = "move it away to begin anew"
 EARLIER = {"kind": "weights", "subset": (1.0).hex()}  # what headers did not say before there was a choice
 
 
@@ -42,21 +44,21 @@ class Trajectory:
     chain: str = ""
 
     @classmethod
-    def open(cls, path: Path, base: str, masters: Masters, settings: dict[str, Any]) -> Trajectory:
+    def open(cls, path: Path, base: str, masters: Perturbed, settings: dict[str, Any]) -> Trajectory:
         """Continue the log at `path`, dropping a torn last line, or begin one.
 
-        Raises `TrajectoryError` if the log there is of another base or of other settings.
+        Raises `TrajectoryError` if the log there is of another base or of other settings, or no log.
         """
         header = {"format": FORMAT, "base": base, "settings": settings} | masters.header()
-        if path.exists() and (whole := path.read_bytes().rpartition(b"\n")[0]):
-            os.truncate(path, len(whole) + 1)
-            found = cls.read(path)
+        if whole := _whole_lines(path):
+            os.truncate(path, len(whole))
+            found = cls._parsed(path, whole)
             for key in header | found.header:
                 if found.header.get(key) != header.get(key):
-                    raise TrajectoryError(f"{path}: of another refinement (its {key} differs); move it away")
+                    raise TrajectoryError(f"{path}: of another refinement (its {key} differs); {BEGIN_ANEW}")
             return found
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # a header at most, that a killed process did not write to its end
         begun = cls(path, header)
         begun._write(header)
         return begun
@@ -64,9 +66,12 @@ class Trajectory:
     @classmethod
     def read(cls, path: Path) -> Trajectory:
         """Raises `TrajectoryError` on an edited log; one that ends early is read as far as it goes."""
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return cls._parsed(path, path.read_bytes())
+
+    @classmethod
+    def _parsed(cls, path: Path, text: bytes) -> Trajectory:
         found = cls(path, {})
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.decode(errors="replace").splitlines(), 1):
             try:
                 record = json.loads(line)
                 chain = record.pop("chain")
@@ -108,17 +113,40 @@ class Trajectory:
         self.steps.append(coefficients)
         self.losses += seen.values()
 
-    def seal(self, masters: Masters) -> None:
+    def seal(self, masters: Perturbed) -> None:
         """Close the log, unless it is closed already."""
         if self.sealed is None:
             self.sealed = digest(masters.tensors.items())
             self._write({"sealed": self.sealed, "steps": len(self.steps)})
 
-    def replay_into(self, masters: Masters) -> int:
+    def replay_into(self, masters: Perturbed) -> int:
         """Repeat every step; gives their number."""
         for step, coefficients in enumerate(self.steps):
             masters.move(coefficients, step=step)
         return len(self.steps)
+
+
+def logged_scales(path: Path, names: Iterable[str]) -> dict[str, float] | None:
+    """The scales of these tensors as the log at `path` has them, for a run that resumes it; None where it has others,
+    or none. Raises `TrajectoryError` for a file that is no log or has been edited.
+
+    A new reduction need not have their bits: its order depends on the number of threads.
+    """
+    whole = _whole_lines(path)
+    if not whole:
+        return None
+    tensors = Trajectory._parsed(path, whole).header["tensors"]
+    return {k: float.fromhex(tensors[k]["scale"]) for k in names} if tensors.keys() == set(names) else None
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Those of a log that is there, without what a killed process left of a last one. Raises `TrajectoryError` for a
+    file of one unfinished line that cannot be a header's beginning: it is someone else's."""
+    found = path.read_bytes() if path.exists() else b""
+    whole, newline, rest = found.rpartition(b"\n")
+    if not whole and not b'{"'.startswith(rest[:2]):
+        raise TrajectoryError(f"{path}: not a log of a refinement; {BEGIN_ANEW}")
+    return whole + newline
 
 
 def replay(model: nn.Module, path: Path, origin: nn.Module | None = None) -> int:
@@ -145,7 +173,7 @@ def sealed_log(path: Path, model: nn.Module) -> Trajectory:
     return log
 
 
-def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Masters:
+def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Perturbed:
     """The masters that the log's header describes, on its base model. Raises `TrajectoryError` for a wrong origin."""
     header, named = log.header, dict(model.named_parameters())
     scales = {name: float.fromhex(t["scale"]) for name, t in header["tensors"].items()}

@@ -1,16 +1,27 @@
-"""The Triton kernel. `enable_fp_fusion=False` keeps a product and its sum two roundings, as in the reference."""
+"""The Triton kernel: one launch for all tensors of a device, each program one tile of one of them.
+
+A Philox block is made once and shared by the elements that it decides: bandwidth is the limit, not arithmetic.
+`enable_fp_fusion=False` keeps a product and its sum two roundings, as in the reference.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from holdfast.zo.noise import GAUSSIAN_UNIT, MULTIPLIERS, WEYL, Stream, Target
 
-BLOCK = 1024
+TILE = 4096  # elements a program
+ALIGNMENT = 16  # of addresses in bytes, and of lengths in elements
+WARPS = 8
+OUT = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}  # bfloat16 by its bits
 M0, M1, W0, W1 = (tl.constexpr(c) for c in (*MULTIPLIERS, *WEYL))
 UNIT = tl.constexpr(GAUSSIAN_UNIT)
 
@@ -32,59 +43,118 @@ def philox(block, query, tensor, step, key0, key1):  # type: ignore[no-untyped-d
 
 
 @triton.jit
-def element_noise(at, query, tensor, step, key0, key1, GAUSSIAN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """z of the elements `at`, int64; every element makes its own block, for arithmetic is cheaper than sharing."""
-    if GAUSSIAN:
-        w0, w1, w2, w3 = philox((at // 2).to(tl.uint32), query, tensor, step, key0, key1)
-        odd = at % 2 == 1
-        w = tl.where(odd, w2, w0)
-        v = tl.where(odd, w3, w1)
-        w = w - ((w >> 1) & 0x55555555)
-        w = (w & 0x33333333) + ((w >> 2) & 0x33333333)
-        w = (w + (w >> 4)) & 0x0F0F0F0F
-        ones = (w * 0x01010101) >> 24
-        whole = (ones.to(tl.int32) - 16) * 65536
-        part = (v & 0xFFFF).to(tl.int32) + (v >> 16).to(tl.int32) - 65535
-        return (whole + part).to(tl.float32) * UNIT
-    else:
-        w0, w1, w2, w3 = philox((at // 128).to(tl.uint32), query, tensor, step, key0, key1)
-        word = (at // 32) % 4
-        w = tl.where(word == 0, w0, tl.where(word == 1, w1, tl.where(word == 2, w2, w3)))
-        bit = (w >> (at % 32).to(tl.uint32)) & 1
-        return 1.0 - 2.0 * bit.to(tl.float32)
+def normal(w, v):  # type: ignore[no-untyped-def]
+    """A normal variate of two words."""
+    w = w - ((w >> 1) & 0x55555555)
+    w = (w & 0x33333333) + ((w >> 2) & 0x33333333)
+    w = (w + (w >> 4)) & 0x0F0F0F0F
+    ones = (w * 0x01010101) >> 24
+    integer = (ones << 16) + (v & 0xFFFF) + (v >> 16)  # below 2³²; what is subtracted makes it signed
+    return (integer.to(tl.int32) - (16 * 65536 + 65535)).to(tl.float32) * UNIT
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["count", "step", "key0", "key1"],
+    do_not_specialize_on_alignment=["table", "owners", "asked", "coefficients"],
+)
 def kernel(  # type: ignore[no-untyped-def]
-    values, out, coefficients, queries, count, size, tensor, step, key0, key1,
-    KEEP: tl.constexpr, BFLOAT16: tl.constexpr, GAUSSIAN: tl.constexpr, BLOCK: tl.constexpr,
+    table, owners, asked, coefficients, count, step, key0, key1,
+    KEEP: tl.constexpr, OUT: tl.constexpr, GAUSSIAN: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    total = tl.load(values + at, mask=inside)
-    tensor, step, key0, key1 = tensor.to(tl.uint32), step.to(tl.uint32), key0.to(tl.uint32), key1.to(tl.uint32)
+    """table, (n, 5) int64: addresses of values and out, elements, first tile, place in the counter. owners, (tiles,)
+    int32: the row of each tile. asked, (count,), and coefficients, (n, count): int32, the bits of uint32 and float32.
+
+    No number is a constant of the compiler's, as 1 and multiples of 16 would be: it would compile anew for them, and
+    a constant has no bits to reinterpret.
+    """
+    here = tl.program_id(0)
+    owner = tl.load(owners + here)
+    row = table + 5 * owner
+    values, out = tl.load(row).to(tl.pointer_type(tl.float32)), tl.load(row + 1).to(tl.pointer_type(OUT))
+    first = (here - tl.load(row + 3)) * TILE
+    left = tl.load(row + 2) - first
+    if ALIGNED:  # the compiler cannot see it: one thread may load 16 bytes at once
+        values, out, left = tl.multiple_of(values, 16), tl.multiple_of(out, 16), tl.multiple_of(left, 16)
+    tensor, step = tl.load(row + 4).to(tl.uint32), step.to(tl.uint32)
+    key0, key1 = key0.to(tl.uint32), key1.to(tl.uint32)
+
+    BLOCKS: tl.constexpr = TILE // 2 if GAUSSIAN else TILE // 128
+    blocks = (first // (TILE // BLOCKS)).to(tl.uint32) + tl.arange(0, BLOCKS).to(tl.uint32)
+    bit = tl.arange(0, 32)[None, None, None, :]
+    if GAUSSIAN:
+        at = tl.arange(0, TILE)
+    else:  # 128 elements a block, in words, two by two, and bits
+        upper, lower = tl.arange(0, 2)[None, :, None, None], tl.arange(0, 2)[None, None, :, None]
+        at = 128 * tl.arange(0, BLOCKS)[:, None, None, None] + 64 * upper + 32 * lower + bit
+    values, out, inside = values + first + at, out + first + at, at < left
+
+    total = tl.load(values, mask=inside, other=0.0)
     for i in range(count):
-        query = tl.load(queries + i).to(tl.uint32)
-        z = element_noise(at, query, tensor, step, key0, key1, GAUSSIAN)
-        total = total + tl.load(coefficients + i) * z
+        query = tl.load(asked + i).to(tl.uint32, bitcast=True)
+        coefficient = tl.load(coefficients + owner * count + i)
+        w0, w1, w2, w3 = philox(blocks, query, tensor, step, key0, key1)
+        if GAUSSIAN:
+            z = normal(tl.interleave(w0, w2), tl.interleave(w1, w3))
+            total = total + coefficient.to(tl.float32, bitcast=True) * z
+        else:  # a word's bit, moved up to that of the coefficient's sign: the product, exactly
+            words = tl.join(tl.join(w0, w2), tl.join(w1, w3))[:, :, :, None]
+            sign = (words << (31 - bit).to(tl.uint32)) & 0x80000000
+            total = total + (coefficient.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
     if KEEP:
-        tl.store(values + at, total, mask=inside)
-    if BFLOAT16:  # to nearest, ties to even, in integers: Triton's interpreter truncates
+        tl.store(values, total, mask=inside)
+    if OUT is tl.int16:  # bfloat16, to nearest, ties to even, in integers: Triton's interpreter truncates
         bits = total.to(tl.uint32, bitcast=True)
-        tl.store(out + at, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=inside)
+        tl.store(out, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=inside)
     else:
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+        tl.store(out, total.to(OUT), mask=inside)
 
 
 def add_noise(targets: Sequence[Target], queries: Sequence[int], stream: Stream, *, keep: bool) -> None:
-    """The reference's contract; `values` and `out` are contiguous and on one device."""
-    device = targets[0].values.device
-    asked = torch.tensor(list(queries), dtype=torch.int64, device=device)
-    scaled = torch.tensor([list(t.coefficients) for t in targets], dtype=torch.float32, device=device)
-    for target, coefficients in zip(targets, scaled, strict=True):
-        size, narrow = target.values.numel(), target.out.dtype == torch.bfloat16
-        kernel[(triton.cdiv(size, BLOCK),)](
-            target.values, target.out.view(torch.int16) if narrow else target.out,
-            coefficients, asked, len(asked), size, target.tensor, stream.step, *stream.key,
-            KEEP=keep, BFLOAT16=narrow, GAUSSIAN=stream.kind == "gaussian", BLOCK=BLOCK, enable_fp_fusion=False,
+    """The reference's contract; `values` and `out` are contiguous and on one device, which need not be the current
+    one. The host never waits: what it sends comes from pinned memory."""
+    device = targets[0].out.device
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            _launched(targets, queries, stream, keep, device)
+    else:  # Triton's interpreter
+        _launched(targets, queries, stream, keep, device)
+
+
+def _launched(
+    targets: Sequence[Target], queries: Sequence[int], stream: Stream, keep: bool, device: torch.device
+) -> None:
+    jobs: dict[tuple[Any, bool], list[Target]] = {}
+    for target in targets:
+        aligned = not (target.values.data_ptr() | target.out.data_ptr() | target.out.numel()) % ALIGNMENT
+        jobs.setdefault((OUT[target.out.dtype], aligned), []).append(target)
+    for (out, aligned), job in jobs.items():
+        table, owners = _table(
+            tuple((t.values.data_ptr(), t.out.data_ptr(), t.out.numel(), t.tensor) for t in job), device
+        )
+        numbers = [np.array(t.coefficients, np.float32).view(np.int32) for t in job]
+        asked = _sent(np.concatenate([np.array(queries, np.uint32).view(np.int32), *numbers]), device)
+        kernel[(len(owners),)](
+            table, owners, asked, asked[len(queries) :], len(queries), *map(_signed, (stream.step, *stream.key)),
+            KEEP=keep, OUT=out, GAUSSIAN=stream.kind == "gaussian", ALIGNED=aligned, TILE=TILE,
+            enable_fp_fusion=False, num_warps=WARPS,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _table(rows: tuple[tuple[int, int, int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n, 5) int64 for the kernel and (tiles,) int32; kept, for the tensors of a run are the same at every step."""
+    tiles = [-(-count // TILE) for _, _, count, _ in rows]
+    first = np.cumsum([0, *tiles])[:-1]
+    table = np.array([(*row[:3], at, row[3]) for row, at in zip(rows, first, strict=True)], np.int64)
+    owners = torch.arange(len(rows), dtype=torch.int32, device=device)
+    return _sent(table, device), owners.repeat_interleave(_sent(np.array(tiles), device), output_size=sum(tiles))
+
+
+def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
+def _signed(word: int) -> int:
+    """The int32 of the same bits: of one type for every value, so that one compilation serves all."""
+    return word - 2**32 if word >= 2**31 else word
