@@ -2,8 +2,9 @@
 
 python benchmarks/zo_step.py --shape llama-135m --tokens 128 512
 
-All variants are measured in one process, interleaved, on one random model and one batch, half of whose tokens
-are response tokens. Every variant is one step with one query:
+All variants are measured in one process on one random model and one batch, half of whose tokens are response tokens:
+one after another, each in turn with the floor, which so has the same state of the machine, and alone in memory. Every
+variant is one step with one query:
 
 (a) reference    seed replay with the arithmetic of the MeZO reference: the global generator reseeded, z drawn by
                  `torch.normal` per tensor and pass, `p = p + s·z·ε` out of place, four passes over all tensors
@@ -35,6 +36,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary, 
     "tiny": (128, 256, 6, 4, 4, 1024, False),
     "llama-135m": (576, 1536, 30, 9, 3, 49152, True),
     "qwen-0.5b": (896, 4864, 24, 14, 2, 151936, True),
+    "llama-1b": (2048, 8192, 16, 32, 8, 128256, True),
     "llama-8b": (4096, 14336, 32, 32, 8, 128256, False),
 }
 REFERENCE_PASSES = 37  # weight-sized reads and writes of (a): 8 a perturbation of three, 13 an update
@@ -151,7 +153,6 @@ def variants(model: nn.Module, ids: Tensor, chosen: list[str], quarter: int) -> 
     short = signs | {"response_only": True}
     run = short | {"prefix": "run"}
     return {
-        "(c) floor": lambda: floor(model, ids),
         "(a) reference": lambda: reference(model, ids),
         "all layers, gaussian": lambda: ours(model, ids, layers, **plain),
         "all layers, rademacher": lambda: ours(model, ids, layers, **signs),
@@ -179,8 +180,6 @@ def selected(name: str, model: nn.Module, chosen: list[str], quarter: int) -> li
 
 def bytes_moved(name: str, model: nn.Module, tensors: list[nn.Parameter]) -> int:
     """By the weights' part of a step, forwards aside: two writes and one move in ours."""
-    if "floor" in name:
-        return 0
     if "reference" in name:
         return REFERENCE_PASSES * sum(p.nbytes for p in model.parameters())
     return sum(3 * (4 * p.numel() + p.nbytes) + 4 * p.numel() for p in tensors)
@@ -190,17 +189,26 @@ def measured(steps: dict[str, Step], repeats: int, device: str) -> dict[str, lis
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):  # the first round warms up
         for name, step in steps.items():
+            wait(device)
             start = time.perf_counter()
             step()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait(device)
             if repeat:
                 times[name].append(time.perf_counter() - start)
     return times
 
 
-def peak_memory(arguments: argparse.Namespace, tokens: int, variant: int) -> int:
-    """Peak bytes above the bare process, of one variant in a process of its own."""
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(arguments: argparse.Namespace, tokens: int, variant: int, step: Step) -> int:
+    """Peak bytes of one variant: of what torch holds on a card; else above the bare process, in one of its own."""
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
     command = [sys.executable, __file__, "--shape", arguments.shape, "--tokens", str(tokens), "--only", str(variant)]
     command += ["--threads", str(arguments.threads), "--device", arguments.device, "--dtype", arguments.dtype]
     command += ["--layers", str(arguments.layers)]
@@ -214,32 +222,48 @@ def resident(which: str) -> int:
     return int(lines[which].split()[0]) * 1024
 
 
-def table(arguments: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
-    model = build(arguments.shape, getattr(torch, arguments.dtype), arguments.device)
-    count = SHAPES[arguments.shape][2]
-    quarter = max(1, round(count * arguments.layers))
+def table(arguments: argparse.Namespace, model: nn.Module, tokens: int, chosen: list[str]) -> list[dict[str, Any]]:
+    quarter = _quarter(arguments)
     ids = batch_of(tokens, SHAPES[arguments.shape][5], arguments.device)
-    chosen = most_sensitive(model, ids, quarter)
-    kinds = variants(model, ids, chosen, quarter)
-    times = measured({name: prepare() for name, prepare in kinds.items()}, arguments.repeats, arguments.device)
-    median = {name: statistics.median(found) for name, found in times.items()}
-    rows = []
-    for place, (name, found) in enumerate(times.items()):
-        tensors = [] if name.startswith(("(a)", "(c)")) else selected(name, model, chosen, quarter)
+    bare, floors, rows = floor(model, ids), [], []
+    for place, (name, prepare) in enumerate(variants(model, ids, chosen, quarter).items()):
+        if arguments.variants and not any(part in name for part in arguments.variants):
+            continue
+        step = prepare()
+        times = measured({"floor": bare, "step": step}, arguments.repeats, arguments.device)
+        floors += times["floor"]
+        tensors = [] if name.startswith("(a)") else selected(name, model, chosen, quarter)
         row = {
             "tokens": tokens,
             "variant": name,
-            "seconds": median[name],
-            "spread": max(found) - min(found),
-            "faster than (a)": median["(a) reference"] / median[name],
-            "of the floor": median[name] / median["(c) floor"],
+            "seconds": statistics.median(times["step"]),
+            "spread": max(times["step"]) - min(times["step"]),
+            "of the floor": statistics.median(times["step"]) / statistics.median(times["floor"]),
             "weights moved, GB": bytes_moved(name, model, tensors) / 1e9,
             "masters, GB": 4 * sum(p.numel() for p in tensors) / 1e9,
         }
         if not arguments.no_memory:
-            row["peak memory, GB"] = peak_memory(arguments, tokens, place) / 1e9
+            row["peak memory, GB"] = peak_memory(arguments, tokens, place, step) / 1e9
         rows.append(row)
-    return rows
+        del step
+        gc.collect()
+    return [floor_row(tokens, floors), *rows]
+
+
+def floor_row(tokens: int, times: list[float]) -> dict[str, Any]:
+    spread = max(times) - min(times)
+    return {"tokens": tokens, "variant": "(c) floor", "seconds": statistics.median(times), "spread": spread}
+
+
+def _quarter(arguments: argparse.Namespace) -> int:
+    return max(1, round(SHAPES[arguments.shape][2] * arguments.layers))
+
+
+def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    model = build(arguments.shape, getattr(torch, arguments.dtype), arguments.device)
+    ids = batch_of(min(arguments.tokens), SHAPES[arguments.shape][5], arguments.device)
+    chosen = most_sensitive(model, ids, _quarter(arguments))
+    return [row for tokens in arguments.tokens for row in table(arguments, model, tokens, chosen)]
 
 
 def main() -> None:
@@ -253,6 +277,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--variants", nargs="+", help="parts of the names of those to measure (default all)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process per variant")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
@@ -261,7 +286,7 @@ def main() -> None:
     if arguments.only is not None:
         print(alone(arguments))
         return
-    rows = [row for tokens in arguments.tokens for row in table(arguments, tokens)]
+    rows = rows_of(arguments)
     setting = {k: getattr(arguments, k) for k in ("shape", "device", "dtype", "threads", "repeats")}
     if arguments.json:
         print(json.dumps({"setting": setting, "rows": rows}, indent=1))
@@ -285,12 +310,10 @@ def alone(arguments: argparse.Namespace) -> int:
     model = build(arguments.shape, getattr(torch, arguments.dtype), arguments.device)
     ids = batch_of(arguments.tokens[0], SHAPES[arguments.shape][5], arguments.device)
     layers = decoder_layers(weight_groups(model))
-    quarter = max(1, round(len(layers) * arguments.layers))
+    quarter = _quarter(arguments)
     step = list(variants(model, ids, layers[:quarter], quarter).values())[arguments.only]()
     for _ in range(3):
         step()
-    if arguments.device == "cuda":
-        return torch.cuda.max_memory_allocated()
     return resident("VmHWM") - bare
 
 

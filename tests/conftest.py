@@ -58,6 +58,16 @@ def stage_here(stage: str, *overrides: str) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def card(request) -> None:
+    """What is marked `gpu` is skipped without one."""
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture
 def stage() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run_stage

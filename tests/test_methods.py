@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 
 import pandas as pd
@@ -14,6 +15,7 @@ from holdfast.datasets.tokens import response_ids
 from holdfast.methods import METHODS, Task
 from holdfast.methods.losses import LOSSES, Batches, dpo
 from holdfast.zo import fingerprint, replay, weight_groups
+from holdfast.zo.perturb import Masters
 
 OPENINGS = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})  # other first tokens
 FIRST_ORDER = ["first_order", "smoothed", "noise_stability", "sam", "neftune", "weight_averaging"]
@@ -64,6 +66,76 @@ def test_what_disturbs_the_gradient_leaves_no_trace(task, llama, kind):
     METHODS[kind](task(first_order_lr=1e-30))
     assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
     assert not llama.get_input_embeddings()._forward_hooks
+
+
+def test_in_float32_it_is_adamw_on_the_weights(task, llama):
+    """Bit for bit, as torch's own optimizer does it."""
+    plain, one = copy.deepcopy(llama), task()
+    weights = [p for layer in one.layers for p in weight_groups(plain)[layer].values()]
+    optimizer, stream = torch.optim.AdamW(weights, lr=one.settings.first_order_lr, weight_decay=0.0), one.stream()
+    for _ in range(one.budget // 3):
+        optimizer.zero_grad()
+        LOSSES["margin"](plain, next(stream)).mean().backward()
+        optimizer.step()
+    METHODS["first_order"](one)
+    assert all(torch.equal(p, q) for p, q in zip(llama.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", FIRST_ORDER)
+def test_in_bfloat16_it_moves_what_float32_moves(task, llama, kind, monkeypatch):
+    """At a learning rate far below half a unit in the last place of most weights. (AdamW on such weights themselves
+    moves a sixth of them.) What differs is the gradient, which bfloat16 activations give to about one part in a
+    hundred: AdamW turns a gradient into its sign, so that the smallest may go the other way."""
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.mul_(0.2 if p.dim() > 1 else 1.0)  # to an rms of .02
+    model = llama.to(torch.bfloat16)
+    start, moves = snapshot(model), []
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(torch.float32).load_state_dict(start)
+        model.to(dtype)
+        one = task(first_order_lr=1e-5, loss="nll", steps=30)
+        masters = masters_of(kind, one, monkeypatch)
+        assert all(torch.equal(p, masters[name].to(dtype)) for name, p in one.tensors().items())
+        moves.append(torch.cat([(value - start[name].float()).flatten() for name, value in masters.items()]))
+    assert (moves[0] != 0).float().mean() > 0.99
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.9
+    assert moves[0].norm() / moves[1].norm() == pytest.approx(1, rel=0.1)
+
+
+def masters_of(kind, task, monkeypatch):
+    """Name -> master, as they are when the method ends."""
+    made = []
+
+    def init(self, *args, plain=Masters.__init__, **options):
+        plain(self, *args, **options)
+        made.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Masters, "__init__", init)
+        METHODS[kind](task)
+    (masters,) = made  # of a run there is one
+    return masters.values
+
+
+def held():
+    """Bytes of all tensors that Python knows, and of their gradients, a storage once."""
+    gc.collect()
+    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    found += [t.grad for t in found if t.is_leaf and t.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", FIRST_ORDER)
+def test_it_takes_the_bytes_that_it_states(task, llama, kind, dtype):
+    llama.to(dtype)
+    one, taken = task(), []
+    weights, before = sum(p.numel() for p in one.tensors().values()), held()
+    one.log = lambda values: taken.append(held() - before)
+    METHODS[kind](one)
+    stated = weights * (20 if kind == "weight_averaging" else 16)
+    assert stated <= max(taken) < 1.02 * stated + 100_000  # and a batch
 
 
 def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from holdfast.errors import UserError
 from holdfast.methods.task import Outcome, Task
 from holdfast.metrics.scoring import left_padded
-from holdfast.zo import TrajectoryError, sign_shuffled
+from holdfast.zo import sign_shuffled
 
 
 def shuffled(task: Task) -> Outcome:
     """The walk of the refinement `of`, its noise and its coefficients, every sign drawn again by a coin: what moving
     that far does without the loss having a say."""
     assert task.source is not None
-    task.trajectory.unlink(missing_ok=True)  # a killed walk is repeated in less time than it takes to read
-    try:
-        steps = sign_shuffled(task.model, task.source, seed=task.seed, trajectory=task.trajectory)
-    except TrajectoryError as error:
-        raise UserError(str(error)) from None
+    steps = task.logged(partial(sign_shuffled, task.model, task.source, seed=task.seed, trajectory=task.trajectory))
     return Outcome([], forwards=2 * task.settings.queries * steps)
 
 

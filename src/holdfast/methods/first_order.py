@@ -1,15 +1,21 @@
 """Refinement by back-propagation with AdamW, at the forward budget of the zeroth-order methods.
 
 One loop, `_descend`; methods differ in the gradient that they hand to the optimizer, and in what it costs.
+
+The optimizer moves float32 masters, and the weights are these, rounded: in bfloat16 a step of 1e-5 is below half a
+unit in the last place of most weights, which would stay where they are. Beside the model, every refined weight takes
+16 bytes: its master, its gradient summed in float32, and AdamW's two moments; and for a moment, as a backward ends, its
+gradient in its own type. SAM keeps a copy of the masters (4 bytes), `weight_averaging` their mean (4 bytes).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.errors import UserError
 from holdfast.methods.losses import Batch
@@ -17,45 +23,91 @@ from holdfast.methods.task import Outcome, Task
 from holdfast.zo.perturb import Masters
 
 PASS = 3  # forward-equivalents: one forward, and a backward that counts as two
-Step = Callable[[int, Batch], float]
-"""(step, batch) -> loss; leaves the gradient in the parameters."""
+
+
+class Descent:
+    """A task's refined weights, and their masters as the parameters of an optimizer."""
+
+    def __init__(self, task: Task) -> None:
+        """Raises `UserError` for weights that relative noise cannot move."""
+        try:
+            self.masters = Masters(task.tensors(), seed=task.seed)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.task, self.weights = task, list(self.masters.tensors.values())
+        self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
+
+    def gradient(self, batch: Batch, share: float = 1.0) -> Tensor:
+        """Adds `share` of the gradient of the mean loss at the weights to that of the masters; the loss, on its
+        device."""
+        losses: list[Tensor] = []
+
+        def add(part: Batch) -> None:
+            loss = self.task.loss(self.task.model, part).sum() / len(batch)
+            # Not `backward`: were memory to run out in it, some weights would have their gradient already.
+            for master, gradient in zip(self.moved, torch.autograd.grad(share * loss, self.weights), strict=True):
+                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            losses.append(loss.detach())
+
+        self.task.parts.each(batch, add)
+        return torch.stack(losses).sum()
+
+    def noisy_gradient(self, batch: Batch, step: int, signs: tuple[int, ...]) -> Tensor:
+        """The gradient's mean over weights displaced by ±σ s∘z, where they stay; the mean loss."""
+        losses = []
+        try:
+            for sign in signs:
+                self.masters.write(sign * self.task.method.sigma, step=step, query=0)
+                losses.append(self.gradient(batch, 1 / len(signs)))
+        except BaseException:
+            self.masters.restore()
+            raise
+        return torch.stack(losses).mean()
+
+
+Gradient = Callable[[Descent, int, Batch], Tensor]
+"""(descent, step, batch) -> loss; leaves the gradient in the masters."""
 
 
 def first_order(task: Task) -> Outcome:
     """The plain gradient of the loss."""
-    return _descend(task, lambda step, batch: _backward(task, batch), PASS)
+    return _descend(Descent(task), _plain, PASS)
 
 
 def smoothed(task: Task) -> Outcome:
     """The gradient at weights with fresh noise of scale `sigma`: of the smoothed loss that zeroth order descends."""
-    return _descend(task, lambda step, batch: _noisy_backward(task, batch, step, (1,)), PASS)
+    return _descend(Descent(task), lambda descent, step, batch: descent.noisy_gradient(batch, step, (1,)), PASS)
 
 
 def noise_stability(task: Task) -> Outcome:
     """The mean gradient at weights plus and minus the same noise (NSO, Zhang et al., arXiv 2306.08553): it sees the
     loss's curvature without the noise of the first-order term."""
-    return _descend(task, lambda step, batch: _noisy_backward(task, batch, step, (1, -1)), 2 * PASS)
+    return _descend(Descent(task), lambda descent, step, batch: descent.noisy_gradient(batch, step, (1, -1)), 2 * PASS)
 
 
 def sam(task: Task) -> Outcome:
-    """Sharpness-aware minimization (Foret et al., ICLR 2021): the gradient at the worst point within `rho`."""
+    """Sharpness-aware minimization (Foret et al., ICLR 2021): the gradient at the worst point within `rho`. In half
+    precision that point is rounded, like all weights, and most of a small `rho` with it."""
     from pytorch_optimizer import SAM
 
-    chosen = _trainable(task)
-    optimizer = SAM(chosen, torch.optim.AdamW, rho=task.method.rho, lr=task.settings.first_order_lr, weight_decay=0.0)
+    descent = Descent(task)
+    settings = {"lr": task.settings.first_order_lr, "weight_decay": 0.0, "foreach": False}
+    optimizer = SAM(descent.moved, torch.optim.AdamW, rho=task.method.rho, **settings)
 
-    def update(step: int, batch: Batch) -> float:
+    def update(step: int, batch: Batch) -> Tensor:
         optimizer.zero_grad()
-        loss = _backward(task, batch)
+        loss = descent.gradient(batch)
 
-        def again() -> float:
+        def again() -> Tensor:
             optimizer.zero_grad()
-            return _backward(task, batch)
+            descent.masters.restore()  # which the optimizer has displaced
+            return descent.gradient(batch)
 
         optimizer.step(again)
+        descent.masters.restore()
         return loss
 
-    return _run(task, update, 2 * PASS)
+    return _run(descent, update, 2 * PASS)
 
 
 def neftune(task: Task) -> Outcome:
@@ -76,43 +128,57 @@ def neftune(task: Task) -> Outcome:
 
 
 def weight_averaging(task: Task) -> Outcome:
-    """Plain descent whose result is the mean of the second half of its iterates (SWA, Izmailov et al., UAI 2018)."""
+    """Plain descent whose result is the mean of the second half of its iterates (SWA, Izmailov et al., UAI 2018), the
+    masters' mean, rounded once."""
     from torch.optim.swa_utils import AveragedModel
 
-    steps = _steps(task, PASS)
-    averaged = AveragedModel(task.model)
+    descent, steps = Descent(task), _steps(task, PASS)
+    iterate = nn.ParameterList(descent.moved)
+    averaged = AveragedModel(iterate)
 
     def collect(step: int) -> None:
         if 2 * step >= steps:
-            averaged.update_parameters(task.model)
+            averaged.update_parameters(iterate)
 
-    outcome = _descend(task, lambda step, batch: _backward(task, batch), PASS, after=collect)
+    outcome = _descend(descent, _plain, PASS, after=collect)
     with torch.no_grad():
-        for parameter, mean in zip(task.model.parameters(), averaged.module.parameters(), strict=True):
-            parameter.copy_(mean)
+        for master, mean in zip(descent.moved, averaged.module.parameters(), strict=True):
+            master.copy_(mean)
+    descent.masters.restore()
     return outcome
 
 
-def _descend(task: Task, gradient: Step, cost: int, after: Callable[[int], None] = lambda step: None) -> Outcome:
-    optimizer = torch.optim.AdamW(_trainable(task), lr=task.settings.first_order_lr, weight_decay=0.0)
+def _plain(descent: Descent, step: int, batch: Batch) -> Tensor:
+    return descent.gradient(batch)
 
-    def update(step: int, batch: Batch) -> float:
+
+def _descend(
+    descent: Descent, gradient: Gradient, cost: int, after: Callable[[int], None] = lambda step: None
+) -> Outcome:
+    # Tensor by tensor: the update of all at once would take its temporaries of all at once.
+    settings = {"lr": descent.task.settings.first_order_lr, "weight_decay": 0.0, "foreach": False}
+    optimizer = torch.optim.AdamW(descent.moved, **settings)
+
+    def update(step: int, batch: Batch) -> Tensor:
         optimizer.zero_grad()
-        loss = gradient(step, batch)
+        loss = gradient(descent, step, batch)
         optimizer.step()
+        descent.masters.restore()
         after(step)
         return loss
 
-    return _run(task, update, cost)
+    return _run(descent, update, cost)
 
 
-def _run(task: Task, update: Step, cost: int) -> Outcome:
+def _run(descent: Descent, update: Callable[[int, Batch], Tensor], cost: int) -> Outcome:
+    task = descent.task
     losses, stream = [], task.stream()
-    for step in task.progress(range(_steps(task, cost))):
-        losses.append(update(step, next(stream)))
-        if not math.isfinite(losses[-1]):
-            raise UserError(f"the loss is {losses[-1]} at step {step}; lower refine.first_order_lr")
-        task.log({"loss": losses[-1]})
+    with _frozen_but(task.model, descent.weights):
+        for step in task.progress(range(_steps(task, cost))):
+            losses.append(update(step, next(stream)).item())  # where the host waits, once a step
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"the loss is {losses[-1]} at step {step}; lower refine.first_order_lr")
+            task.log({"loss": losses[-1]})
     return Outcome(losses, forwards=cost * len(losses))
 
 
@@ -120,38 +186,15 @@ def _steps(task: Task, cost: int) -> int:
     return max(1, task.budget // cost)
 
 
-def _trainable(task: Task) -> list[torch.nn.Parameter]:
-    for parameter in task.model.parameters():
-        parameter.requires_grad_(False)
-    chosen = list(task.tensors().values())
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    return chosen
-
-
-def _backward(task: Task, batch: Batch, share: float = 1.0) -> float:
-    """Adds `share` of the gradient of the mean loss to the parameters'; the loss."""
-    chosen, losses = [p for p in task.model.parameters() if p.requires_grad], []
-
-    def add(part: Batch) -> None:
-        loss = task.loss(task.model, part).sum() / len(batch)
-        # Not `backward`: were memory to run out in it, some parameters would have their gradient already.
-        for parameter, gradient in zip(chosen, torch.autograd.grad(share * loss, chosen), strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        losses.append(float(loss.item()))
-
-    task.parts.each(batch, add)
-    return sum(losses)
-
-
-def _noisy_backward(task: Task, batch: Batch, step: int, signs: tuple[int, ...]) -> float:
-    """The gradient's mean over weights displaced by ±σ s∘z; the weights come back bitwise."""
-    masters = Masters(task.tensors(), seed=task.seed)
-    losses = []
+@contextmanager
+def _frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Only these weights need gradients; afterwards those do that did before."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        for sign in signs:
-            masters.write(sign * task.method.sigma, step=step, query=0)
-            losses.append(_backward(task, batch, 1 / len(signs)))
+        model.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
     finally:
-        masters.restore()
-    return sum(losses) / len(losses)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
