@@ -8,7 +8,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import random_llama, run_stage
+from conftest import random_llama, run_stage, stage_here
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -116,6 +116,28 @@ def check_saved(runs, recipe, dtype):
 @pytest.mark.parametrize(("recipe", "dtype"), COMBINATIONS)
 def test_a_recipe_saves_a_plain_model_in_the_models_own_type(runs, recipe, dtype):
     check_saved(runs, recipe, dtype)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_half_precision_ends_as_float32_does_rounded_once(results, tokenizer, tmp_path, kind, dtype):
+    """At a learning rate whose steps half precision would lose."""
+    half = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    model, ends = random_llama(tokenizer).to(half), {}
+    for name, type_, asked in (("half", half, dtype), ("whole", torch.float32, "float32")):
+        base, data = tmp_path / name / "base", tmp_path / name / "made"
+        data.mkdir(parents=True)
+        (data / "data").symlink_to(results / "tiny/data", target_is_directory=True)
+        model.to(type_).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        out = stage_here(
+            *("align", f"align={kind}", "model=own", f"model.path={base}", f"model.dtype={asked}", "study.name=made"),
+            *(f"results={tmp_path / name}", "align.steps=4", f"align.batch_size={BATCH}", "align.lr=1e-5"),
+        )
+        ends[name] = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(ends["half"][name], weight.to(half)) for name, weight in ends["whole"].items())
+    moved = torch.cat([(ends["whole"][k] != p.float()).flatten() for k, p in model.to(half).named_parameters()])
+    assert moved.float().mean() > 0.6  # not the embeddings of words that no text has
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import warnings
 
 import pandas as pd
 import pytest
@@ -121,7 +122,9 @@ def masters_of(kind, task, monkeypatch):
 def held():
     """Bytes of all tensors that Python knows, and of their gradients, a storage once."""
     gc.collect()
-    found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is not looked for
+        found = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
     found += [t.grad for t in found if t.is_leaf and t.grad is not None]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
@@ -224,6 +227,18 @@ def test_a_shifted_threshold_refuses_the_asked_share_and_keeps_the_order(task, l
     after = margins("benign").detach()
     assert 0 < (after > 0).float().mean() <= 0.34  # a quarter of six prompts
     assert torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.7
+
+
+def test_a_shifted_threshold_leaves_tied_embeddings_alone(task, llama, tmp_path):
+    llama.config.tie_word_embeddings = True
+    llama.tie_weights()
+    assert llama.lm_head.weight is llama.model.embed_tokens.weight
+    before = llama.model.embed_tokens.weight.detach().clone()
+    METHODS["threshold_shift"](task())
+    llama.save_pretrained(tmp_path / "model")
+    for model in (llama, type(llama).from_pretrained(tmp_path / "model")):
+        assert torch.equal(model.model.embed_tokens.weight, before)
+        assert (model.lm_head.weight != before).any(1).sum() == 1  # the row of the refusal's first token
 
 
 def test_dpo_is_log_two_at_its_reference(task, llama):

@@ -128,19 +128,24 @@ def _train(
     own: dict[str, Any],
 ) -> list[float]:
     """The loss of every step of one of TRL's trainers, which trains `model` in place, a batch in `parts`; `own`: the
-    trainer's own arguments. An adapter is merged into the model before this returns."""
+    trainer's own arguments. An adapter is merged into the model before this returns. Where all weights train they are
+    float32 until then, whatever type they come and go in: AdamW's small steps would be lost on half precision."""
     import os
 
     os.environ["WANDB_DISABLED"] = "true"  # one W&B run per stage: ours
+    import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
 
     disable_progress_bars()
     settings = run.cfg.align
+    dtype = model.dtype
     base = adapters.snapshot(model) if settings.lora else {}
+    if not settings.lora:
+        _retype(model, torch.float32)
     made = trainer(
         model,
-        args=config(**_arguments(run, parts), **own),
+        args=config(**_arguments(run, parts, dtype), **own),
         train_dataset=Dataset.from_list(turns),
         processing_class=tokenizer,
         callbacks=[_report(run)],
@@ -153,11 +158,18 @@ def _train(
         raise UserError(f"align: the loss is {sum(losses)}; lower align.lr={settings.lr}")
     if settings.lora:
         adapters.merge(made.model, base, next(iter(made.get_train_dataloader()))["input_ids"])
+    _retype(model, dtype)
     return losses
 
 
-def _arguments(run: Run, parts: tuple[range, ...]) -> dict[str, Any]:
-    """What SFT and DPO have in common."""
+def _retype(model: Any, dtype: Any) -> None:
+    """Of the weights alone: buffers, such as the angles of positions, stay as exact as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _arguments(run: Run, parts: tuple[range, ...], dtype: Any) -> dict[str, Any]:
+    """What SFT and DPO have in common; `dtype` is the one that the model came in."""
     import torch
 
     settings = run.cfg.align
@@ -170,8 +182,8 @@ def _arguments(run: Run, parts: tuple[range, ...]) -> dict[str, Any]:
         "lr_scheduler_type": "cosine",
         "warmup_steps": math.ceil(settings.warmup * settings.steps),
         "max_length": settings.max_length,
-        # Mixed precision is CUDA's; on a CPU a bfloat16 model trains in its own type.
-        "bf16": run.cfg.model.dtype == "bfloat16" and torch.cuda.is_available(),
+        # Mixed precision, where the model came in half precision and the device has it.
+        "bf16": dtype != torch.float32 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "activation_checkpointing": False,
         "dataloader_pin_memory": False,
         "logging_steps": 1,

@@ -4,8 +4,8 @@ One loop, `_descend`; methods differ in the gradient that they hand to the optim
 
 The optimizer moves float32 masters, and the weights are these, rounded: in bfloat16 a step of 1e-5 is below half a
 unit in the last place of most weights, which would stay where they are. Beside the model, every refined weight takes
-16 bytes: its master, its gradient summed in float32, and AdamW's two moments; and for a moment, as a backward ends, its
-gradient in its own type. SAM keeps a copy of the masters (4 bytes), `weight_averaging` their mean (4 bytes).
+16 bytes: its master, its gradient summed in float32, and AdamW's two moments; and for a moment, as a backward ends,
+its gradient in its own type. SAM keeps a copy of the masters (4 bytes), `weight_averaging` their mean (4 bytes).
 """
 
 from __future__ import annotations
