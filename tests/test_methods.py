@@ -210,6 +210,27 @@ def test_the_shuffled_walk_is_as_long_and_replays(task, llama):
     assert fingerprint(base) == fingerprint(llama)
 
 
+@pytest.mark.parametrize("kind", ["zeroth_order", "sign_shuffled"])
+def test_a_log_that_does_not_fit_is_kept(task, llama, kind, capsys, tmp_path):
+    start = copy.deepcopy(llama.state_dict())
+    walked = task()
+    METHODS["zeroth_order"](walked)
+    log, ends = tmp_path / "own" / "trajectory.jsonl", []
+    log.parent.mkdir()
+    for seed in (1, 2, 3):
+        llama.load_state_dict(start)
+        one = task(source=walked.trajectory)
+        one.trajectory, one.seed = log, seed
+        METHODS[kind](one)
+        ends.append(log.read_text())
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "of another refinement" in said[1]
+    assert said[1].endswith("move it away to begin anew: moved to trajectory.2.jsonl")
+    assert [(log.parent / f"trajectory.{k}.jsonl").read_text() for k in (1, 2)] == ends[:2]
+    assert log.read_text() == ends[2]
+
+
 def test_a_shifted_threshold_refuses_the_asked_share_and_keeps_the_order(task, llama):
     one = task()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import sys
 
 import pytest
 import torch
@@ -14,12 +16,15 @@ from omegaconf import OmegaConf
 from holdfast.compose import composed
 from holdfast.config import OPTIONS
 from holdfast.datasets.tokens import prompt_ids, response_ids
+from holdfast.errors import UserError
 from holdfast.metrics.scoring import refusal_margin
 from holdfast.paths import CONF
 from holdfast.perturbations import KINDS, Bench, grid, perturbed
+from holdfast.perturbations.activation_noise import _Noise
 from holdfast.perturbations.decoding import Sampler
 from holdfast.perturbations.pruning import pruned
 from holdfast.perturbations.quantization import rounded
+from holdfast.zo import PerturbationError
 
 NAMES = sorted(path.stem for path in (CONF / "perturb").glob("*.yaml"))
 IDS = torch.arange(5, 17).view(2, 6)
@@ -192,6 +197,70 @@ def test_wanda_scores_by_the_norm_of_the_inputs(llama, bench):
         assert (layer.weight == 0).float().mean() == 0.5
 
 
+@pytest.mark.parametrize("fits", [3, 1])
+def test_wanda_reads_its_rows_in_batches(llama, bench, fits):
+    """Of one position's logits; a batch that runs out of memory half-way counts for nothing, and its rows once."""
+    expected = wanda_weight(llama, bench)
+    seen = []
+
+    def crowded(module, args, kwargs):
+        if len(kwargs.get("hidden_states", args[0] if args else None)) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hooks = [
+        llama.register_forward_hook(lambda module, args, out: seen.append(tuple(out.logits.shape[:2]))),
+        llama.model.layers[1].register_forward_pre_hook(crowded, with_kwargs=True),
+    ]
+    found = wanda_weight(llama, dataclasses.replace(bench, batch_size=2))
+    for hook in hooks:
+        hook.remove()
+    assert seen == ([(2, 1), (1, 1)] if fits > 1 else [(1, 1)] * 3)
+    assert (found == expected).float().mean() > 0.999  # but for ties in rounding
+
+
+def wanda_weight(model, bench):
+    with perturbed(model, point("wanda", 0.5), bench):
+        return model.model.layers[0].mlp.down_proj.weight.detach().clone()
+
+
+def test_noise_follows_the_activations_to_their_device(monkeypatch):
+    """Of a model over two devices; the second one is torch's own stand-in for any."""
+    monkeypatch.setattr(sys.modules[_Noise.__module__], "add_noise", lambda *_, **__: None)
+    noise, ids = _Noise(point("activation_noise"), 7, 0), torch.ones(2, 6, dtype=torch.long)
+    noise.locate(None, (), {"input_ids": ids})
+    for device in ("cpu", "meta"):
+        hidden = torch.zeros(2, 6, 8, device=device)
+        assert noise.hook(3)(None, None, hidden).device == torch.device(device)
+    assert {device for _, device in noise.tables} == noise.rows.keys() == {torch.device("cpu"), torch.device("meta")}
+
+
+def test_padding_at_the_end_is_no_part_of_a_prompt(llama, tokenizer, bench):
+    """A row meets the same noise alone and beside a longer one, where no mask says what is padding."""
+    rows = [prompt_ids(tokenizer, p) for p in ("What?", "What does it mean to kill a person?")]
+    width = max(map(len, rows))
+    padded = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    with perturbed(llama, point("activation_noise"), bench) as arm, torch.inference_mode():
+        together = arm.model(input_ids=padded).logits[0, : len(rows[0])]
+        alone = arm.model(input_ids=torch.tensor([rows[0]])).logits[0]
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_a_quantized_copy_shares_what_is_not_quantized(llama, bench, name):
+    with perturbed(llama, point(name), bench) as arm:
+        quantized = {id(p) for p in arm.model.parameters()}
+        shared = {k for k, p in llama.named_parameters() if id(p) in quantized}
+    assert shared == {k for k, p in llama.named_parameters() if ".layers." not in k or p.dim() < 2}
+
+
+def test_weights_of_zero_are_named(llama, bench):
+    with torch.no_grad():
+        llama.model.layers[1].self_attn.q_proj.weight.zero_()
+    words = r"layers\.1\.self_attn\.q_proj\.weight: all its weights are zero; noise relative to its rms cannot move it"
+    with pytest.raises(PerturbationError, match=words), perturbed(llama, point("weight_noise"), bench):
+        raise AssertionError
+
+
 def test_fine_tuning_learns_its_rows_and_is_the_same_again(llama, bench):
     from holdfast.metrics.scoring import mean_nll, sequences
 
@@ -232,8 +301,6 @@ def test_sampling_does_not_depend_on_the_batch(llama, bench):
 
 
 def test_levels_and_options_are_checked():
-    from holdfast.errors import UserError
-
     for override, words in {
         "perturb.rtn.levels=[1]": "bits",
         "perturb.rtn.levels=[2.5]": "whole",

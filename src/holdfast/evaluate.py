@@ -86,7 +86,7 @@ def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
             for prompt, answer in zip(found["prompt"], answers, strict=True)
         ]
 
-    return Bench(noise + run.seed, tokenizer.pad_token_id, training)
+    return Bench(noise + run.seed, tokenizer.pad_token_id, training, run.cfg.evaluate.batch_size)
 
 
 def subdraws(point: Point) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -78,12 +79,15 @@ def load(path: str | Path, model: DictConfig) -> tuple[Any, Any]:
     or a folder.
 
     A tokenizer without a chat template is given that of the configuration, if it has one. Raises `UserError` where
-    there is no such model or template.
+    there is no such model or template, and for a model of which only a part would be perturbed (see `decoder_stack`).
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from holdfast.zo.layers import decoder_stack
+
     folder = fetched(str(path), model.revision if str(path) == model.path else None)
+    _refuse_quantized(path, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -98,6 +102,10 @@ def load(path: str | Path, model: DictConfig) -> tuple[Any, Any]:
         if out_of_memory(error):
             raise
         raise UserError(f"{path}: the model could not be loaded ({str(error).strip().splitlines()[0]})") from None
+    try:
+        decoder_stack(loaded)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if tokenizer.chat_template is None and model.chat_template:
         tokenizer.chat_template = _template(model.chat_template)
     if tokenizer.pad_token is None:
@@ -105,6 +113,15 @@ def load(path: str | Path, model: DictConfig) -> tuple[Any, Any]:
     if model.device_map is None:
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded.eval(), tokenizer
+
+
+def _refuse_quantized(path: str | Path, folder: Path) -> None:
+    """Noise, pruning and refinement act on weights, of which packed integers hold none."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "quantization_config" in found:
+        method = found["quantization_config"].get("quant_method", "by a method it does not name")
+        raise UserError(f"{path}: is quantized already ({method}); give the model that it was made from")
 
 
 def _template(given: str) -> str:

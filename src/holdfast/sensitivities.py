@@ -83,8 +83,10 @@ class Probe:
 
         from holdfast.perturbations import Point
         from holdfast.perturbations.activation_noise import noise_at
+        from holdfast.zo.layers import decoder_stack
 
         s, clean, frames = self.settings, self._losses(), []
+        stack, pad = decoder_stack(self.model), self.tokenizer.pad_token_id
         options = {"scale": "relative", "tokens": "all"}
         for place, layer in enumerate(self.layers):
             sides: dict[int, list[Any]] = {+1: [], -1: []}
@@ -92,7 +94,7 @@ class Probe:
                 point = Point("probe", "", "activation_noise", s.activation_sigma, draw, options)
                 for sign, losses in sides.items():
                     signed = dataclasses.replace(point, level=sign * point.level)
-                    with noise_at(self.model, {place: self.model.model.layers[place]}, signed, self.run.seed):
+                    with noise_at(self.model, {place: stack[place]}, signed, self.run.seed, pad):
                         losses.append(self._losses())
             up, down = (torch.stack(losses) for losses in sides.values())
             frames.append(self._rows(layer, "activations", s.activation_sigma, clean, up, down))

@@ -232,7 +232,9 @@ def _execute(stage: str, run: Callable[[Run], None], inputs: Inputs, cfg: DictCo
 def _is_expected(error: Exception) -> bool:
     """Whether one line can say what is wrong: with the input, or with what the machine has left."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
+    zo = sys.modules.get("holdfast.zo")  # whose import is torch's: what has not run raised nothing
+    weights = zo is not None and isinstance(error, zo.PerturbationError)
+    return full or weights or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
 
 
 def _labels(stage: str, cfg: DictConfig) -> Iterable[str]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from holdfast.zo import ZeroOrderRefiner, weight_groups
+from holdfast.zo import PerturbationError, ZeroOrderRefiner, weight_groups
+from holdfast.zo.directions import Span
 from holdfast.zo.noise import NOISES, Stream, noise
 from holdfast.zo.perturb import Masters
 
@@ -218,6 +219,66 @@ def test_an_interrupted_evaluation_restores_the_weights():
 def test_a_wrong_layer_is_named_with_the_valid_ones():
     with pytest.raises(ValueError, match=r"layer\.7.*choose among layer\.0, layer\.1"):
         ZeroOrderRefiner(Quadratic(), lambda m, _: m.loss(), layers=["layer.7"], mu=0.1, lr=0.1)
+
+
+def test_groups_hold_what_can_be_trained(tokenizer):
+    """Neither frozen matrices nor packed integers; of a model with LoRA the adapters alone."""
+    from conftest import random_llama
+    from peft import LoraConfig, get_peft_model
+
+    model = random_llama(tokenizer)
+    model.model.embed_tokens.weight.requires_grad_(False)
+    packed = nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
+    model.model.layers[0].mlp.up_proj.weight = packed
+    groups = weight_groups(model)
+    assert list(groups) == ["layer.0", "layer.1", "head"]
+    assert len(groups["layer.0"]) == 6
+    tuned = get_peft_model(random_llama(tokenizer), LoraConfig(target_modules=["q_proj"]))
+    groups = weight_groups(tuned)
+    assert [name.split(".")[-3] for name in groups["layer.1"]] == ["lora_A", "lora_B"]
+    with pytest.raises(PerturbationError, match=r"lora_B\.default\.weight: all its weights are zero"):
+        ZeroOrderRefiner(tuned, lambda m, _: m, layers=["layer.1"], mu=0.1, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.zeros(4, 4), "all its weights are zero"),
+        (torch.full((4, 4), float("nan")), "a NaN or an infinity"),
+        (torch.full((4, 4), float("inf")), "a NaN or an infinity"),
+        (torch.empty(4, 4, device="meta"), "has no values here"),
+    ],
+)
+def test_weights_that_noise_cannot_move_are_named(weight, words):
+    with pytest.raises(PerturbationError, match=f"^w: .*{words}") as raised:
+        Masters({"w": nn.Parameter(weight)}, seed=0)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_shard_is_named(tmp_path):
+    """A DTensor of a mesh of one process."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard = nn.Parameter(distribute_tensor(torch.randn(4, 4), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        with pytest.raises(PerturbationError, match=r"^w: is a shard \(DTensor"):
+            Masters({"w": shard}, seed=0)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_subspace_takes_the_bytes_that_it_states():
+    """An anchor in the weights' own type and four bytes of direction; scratch is not kept."""
+    for dtype, width in ((torch.bfloat16, 6), (torch.float32, 8)):
+        weight = nn.Parameter(torch.randn(64, 64).to(dtype))
+        span = Span({"w": weight}, {"w": torch.randn(64, 64)}, sigma=0.1, seed=0)
+        span.write(0.1, step=0, query=0)
+        span.restore()
+        kept = [t for found in vars(span).values() if isinstance(found, dict) for t in found.values()]
+        tensors = [t for t in kept if isinstance(t, torch.Tensor) and t is not weight]
+        assert sum(t.nbytes for t in tensors) == width * weight.numel()
 
 
 def test_groups_of_tied_and_untied_models(tokenizer):

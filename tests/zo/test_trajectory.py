@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from holdfast.zo import TrajectoryError, ZeroOrderRefiner, replay
+from holdfast.zo import TrajectoryError, ZeroOrderRefiner, alignment_directions, replay
 
 OPTIONS = {"layers": ["layer.0", "layer.1"], "mu": 0.1, "lr": 0.05, "queries": 2, "normalize": "rms", "seed": 3}
 
@@ -77,6 +77,40 @@ def test_a_resumed_run_ends_in_the_bytes_of_an_uninterrupted_one(llama, losses, 
     refined(llama, losses, batches, tmp_path / "whole", 6)  # a sealed log is replayed, and left as it is
     assert same(llama, whole)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["weights", "subspace"])
+def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp_path, monkeypatch, kind):
+    """A new reduction may differ in its last bit, by the number of threads for one."""
+    from holdfast.zo import SubspaceRefiner, perturb
+
+    origin = copy.deepcopy(llama)
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.mul_(1.01)
+
+    def refiner(model):
+        if kind == "weights":
+            return ZeroOrderRefiner(model, losses, trajectory=tmp_path / "log", **OPTIONS)
+        names = [name for name, p in model.named_parameters() if ".layers." in name and p.dim() > 1]
+        options = {"mu": 0.1, "lr": 0.05, "sigma": 0.1, "seed": 3, "trajectory": tmp_path / "log"}
+        return SubspaceRefiner(model, losses, directions=alignment_directions(model, origin, names), **options)
+
+    base, begun = copy.deepcopy(llama), refiner(llama)
+    begun.step(batches[0])
+    computed = perturb._scales
+    monkeypatch.setattr(perturb, "_scales", lambda t: {k: s * (1 + 1e-7) for k, s in computed(t).items()})
+    resumed = refiner(base)
+    assert resumed.steps == 1
+    assert resumed.masters.scales == begun.masters.scales
+    assert same(base, llama)
+
+
+def test_a_file_that_is_no_log_is_left_alone(llama, losses, batches, tmp_path):
+    (tmp_path / "log").write_text("notes of mine")
+    with pytest.raises(TrajectoryError, match="not a log of a refinement; move it away"):
+        refined(llama, losses, batches, tmp_path / "log", 1)
+    assert (tmp_path / "log").read_text() == "notes of mine"
 
 
 def test_a_log_of_which_nothing_is_whole_begins_anew(llama, losses, batches, tmp_path):

@@ -29,11 +29,7 @@ class Descent:
     """A task's refined weights, and their masters as the parameters of an optimizer."""
 
     def __init__(self, task: Task) -> None:
-        """Raises `UserError` for weights that relative noise cannot move."""
-        try:
-            self.masters = Masters(task.tensors(), seed=task.seed)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        self.masters = Masters(task.tensors(), seed=task.seed)
         self.task, self.weights = task, list(self.masters.tensors.values())
         self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
 

@@ -55,13 +55,13 @@ class Task:
         """`begin()`, which continues the log at `trajectory`. A log that does not fit may be all that is left of
         another refinement: it gets a free name beside it, and a line says so.
 
-        Raises `UserError` for another log that does not do, and for weights that noise cannot move.
+        Raises `UserError` for another log that does not do.
         """
         try:
             return begin()
-        except ValueError as error:
+        except TrajectoryError as error:
             log = self.trajectory
-            if not isinstance(error, TrajectoryError) or not str(error).startswith(f"{log}:"):
+            if not str(error).startswith(f"{log}:"):
                 raise UserError(str(error)) from None
             names = (log.with_name(f"{log.stem}.{number}{log.suffix}") for number in count(1))
             kept = next(path for path in names if not path.exists())

@@ -12,17 +12,20 @@ import torch
 
 from holdfast.metrics.scoring import sequences, token_logprobs
 from holdfast.perturbations.point import Arm, Bench, Point
+from holdfast.perturbations.snapshot import decoder_linears
 
 
 @contextmanager
 def finetuned(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-    """A copy, fine-tuned by LoRA (PEFT) with AdamW on `examples` training rows, the adapter merged.
+    """A copy of the whole model, fine-tuned by LoRA (PEFT) with AdamW on `examples` training rows, the adapter, in
+    float32, merged.
 
     `rows`: `benign` rows with their answers, or an `attack`: harmful prompts, each answered by a compliant opening.
     Draws take other rows in another order; all methods of a seed meet the same.
     """
     from peft import LoraConfig, get_peft_model
 
+    decoder_linears(model)  # says so of a model that adapters would reach in part
     options = point.options
     rng = random.Random(f"{bench.noise_seed} {point.draw}")
     pool = bench.training(options["rows"])

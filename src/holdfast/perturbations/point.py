@@ -27,11 +27,12 @@ class Point:
 class Bench:
     """What a perturbation may use besides the model. `noise_seed` and a point's draw name its noise, so that all
     methods of a seed meet the same; `training` gives (prompt ids, response ids) of a label, `attack` harmful
-    prompts with a compliant opening in place of an answer."""
+    prompts with a compliant opening in place of an answer; `batch_size` is how many rows it may run at once."""
 
     noise_seed: int
     pad: int
     training: Callable[[str], list[tuple[list[int], list[int]]]] = lambda label: []
+    batch_size: int = 32
 
 
 @dataclass(frozen=True)

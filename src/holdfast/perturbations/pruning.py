@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.metrics.scoring import sequences
+from holdfast.memory import Parts
+from holdfast.metrics.scoring import Sequences, sequences
 from holdfast.perturbations.point import Arm, Bench, Point
-from holdfast.perturbations.snapshot import decoder_linears, decoder_matrices, restored
+from holdfast.perturbations.snapshot import decoder_linears, restored
 
 
 def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:
@@ -23,7 +24,7 @@ def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:
 @contextmanager
 def magnitude(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
     """The smallest weights of each output go."""
-    with _without(model, point.level, {name: m.weight.detach().abs() for name, m in decoder_linears(model).items()}):
+    with _without(model, point.level, lambda name, weight: weight.abs()):
         yield Arm(model)
 
 
@@ -35,38 +36,49 @@ def wanda(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
     Norms are taken on the dense model, all layers at once.
     """
     norms = _input_norms(model, bench, point.options["calibration"])
-    scores = {
-        name: m.weight.detach().abs() * norms[name].to(m.weight.dtype) for name, m in decoder_linears(model).items()
-    }
-    with _without(model, point.level, scores):
+    with _without(model, point.level, lambda name, weight: weight.abs() * norms[name].to(weight.dtype)):
         yield Arm(model)
 
 
 @contextmanager
-def _without(model: Any, share: float, scores: dict[str, Tensor]) -> Iterator[None]:
-    weights = decoder_matrices(model)
+def _without(model: Any, share: float, score: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Scores of one matrix at a time: `argsort` takes eight bytes a weight."""
+    weights = {name: linear.weight for name, linear in decoder_linears(model).items()}
     with restored(weights):
         with torch.no_grad():
-            for name in scores:
-                weights[name].copy_(pruned(weights[name], scores[name], share))
+            for name, weight in weights.items():
+                weight.copy_(pruned(weight, score(name, weight), share))
         yield
 
 
 @torch.no_grad()
 def _input_norms(model: Any, bench: Bench, count: int) -> dict[str, Tensor]:
-    """‖x_j‖ of every linear layer's inputs over the tokens of `count` rows: name -> (in,)."""
-    batch = sequences(bench.training("benign")[:count], bench.pad, model.device)
-    squares: dict[str, Tensor] = {}
+    """‖x_j‖ of every linear layer's inputs over the tokens of `count` rows: name -> (in,). No logits are kept but one
+    position's, and no more than `bench.batch_size` rows run at once."""
+    linears = decoder_linears(model)
+    total: dict[str, Tensor] = {}
+
+    def read(rows: list[tuple[list[int], list[int]]]) -> None:
+        for name, squares in _squares(model, linears, sequences(rows, bench.pad, model.device)).items():
+            total[name] = total[name] + squares if name in total else squares
+
+    Parts("evaluate.batch_size", bench.batch_size).each(bench.training("benign")[:count], read)
+    return {name: squares.sqrt() for name, squares in total.items()}
+
+
+def _squares(model: Any, linears: dict[str, nn.Linear], batch: Sequences) -> dict[str, Tensor]:
+    """Sums of the squared inputs over a batch's tokens, name -> (in,); of a batch that fails nothing is counted."""
+    found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            x = args[0].float() * batch.attention[..., None]  # (n, t, in)
-            squares[name] = x.square().sum((0, 1))
+            x = args[0].float() * batch.attention[..., None].to(args[0].device)  # (n, t, in)
+            found[name] = x.square().sum((0, 1))
 
         return hook
 
     with ExitStack() as hooks:
-        for name, linear in decoder_linears(model).items():
+        for name, linear in linears.items():
             hooks.callback(linear.register_forward_pre_hook(watch(name)).remove)
-        model(input_ids=batch.ids, attention_mask=batch.attention)
-    return {name: total.sqrt() for name, total in squares.items()}
+        model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1, use_cache=False)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import UserError
 from holdfast.perturbations.point import Arm, Bench, Point
-from holdfast.perturbations.snapshot import decoder_linears, decoder_matrices, restored
+from holdfast.perturbations.snapshot import decoder_linears, decoder_matrices, restored, shallow
 
 
 def rounded(values: Tensor, bits: int, group_size: int) -> Tensor:
@@ -55,12 +54,13 @@ def fake_quantized(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
 
 @contextmanager
 def bitsandbytes(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-    """A copy whose decoder linears are bitsandbytes' `int8`, `nf4` or `fp4` (`scheme`)."""
-    quantized = copy.deepcopy(model)
+    """A copy whose decoder linears are bitsandbytes' `int8`, `nf4` or `fp4` (`scheme`), each where its original is: it
+    takes a byte a weight, or about half of one. All else it shares with the model."""
+    quantized = shallow(model)
     for name, linear in decoder_linears(quantized).items():
         parent, _, child = name.removesuffix(".weight").rpartition(".")
         setattr(quantized.get_submodule(parent), child, _bnb_linear(linear, point.options["scheme"]))
-    yield Arm(quantized.to(model.device))
+    yield Arm(quantized)
 
 
 def _bnb_linear(linear: nn.Linear, scheme: str) -> nn.Module:
@@ -83,12 +83,13 @@ def _bnb_linear(linear: nn.Linear, scheme: str) -> nn.Module:
 
 @contextmanager
 def torchao(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-    """A copy whose decoder linears hold torchao's int8 weights, one scale an output."""
+    """A copy whose decoder linears hold torchao's int8 weights, one scale an output: a byte a weight. All else it
+    shares with the model."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError:
         raise UserError(f"perturb.{point.name}: torchao is not installed; pip install 'holdfast[torchao]'") from None
-    quantized = copy.deepcopy(model)
+    quantized = shallow(model)
     chosen = {id(linear) for linear in decoder_linears(quantized).values()}
     quantize_(quantized, Int8WeightOnlyConfig(), filter_fn=lambda module, name: id(module) in chosen)
     yield Arm(quantized)

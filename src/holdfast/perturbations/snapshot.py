@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from holdfast.zo import weight_groups
-from holdfast.zo.layers import decoder_layers
+from holdfast.errors import UserError
+from holdfast.zo.layers import decoder_stack, layer_of
 
 
 def decoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All matrices of the decoder layers, by name; embeddings and head are left out."""
-    groups = weight_groups(model)
-    return {name: p for layer in decoder_layers(groups) for name, p in groups[layer].items()}
+    """All matrices of the decoder layers, trainable or frozen, by name; embeddings and head are left out.
+
+    Raises `UserError` for a decoder that would be perturbed in part: see `decoder_stack`; or one that holds packed
+    integers, so is quantized already.
+    """
+    try:
+        decoder_stack(model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    found = {name: p for name, p in model.named_parameters() if layer_of(name) and p.dim() > 1}
+    for name, parameter in found.items():
+        if not parameter.is_floating_point():
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{name}: holds {dtype}, the model is quantized already; load it in half precision or float32"
+            )
+    return found
 
 
 def decoder_linears(model: Any) -> dict[str, nn.Linear]:
-    """The linear layers whose weights `decoder_matrices` are, by the name of their weight."""
+    """The linear layers whose weights `decoder_matrices` are, by the name of their weight.
+
+    Raises `UserError` for a matrix that is of no linear layer.
+    """
     matrices = decoder_matrices(model)
     named = ((f"{name}.weight", module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return {name: module for name, module in named if name in matrices}
+    linears = {name: module for name, module in named if name in matrices}
+    if other := sorted(matrices.keys() - linears.keys()):
+        raise UserError(f"{type(model).__name__}: {other[0]} is of no linear layer; it cannot be quantized or pruned")
+    return linears
+
+
+def shallow(model: Any) -> Any:
+    """A copy with modules of its own and the same tensors, in which modules may be put in the place of others."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
 @contextmanager
-def restored(tensors: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Keep a copy, and copy it back at the end: nothing is ever undone by arithmetic."""
-    copies = {name: p.detach().clone() for name, p in tensors.items()}
+def restored(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Keep a copy in main memory, and copy it back at the end: nothing is ever undone by arithmetic."""
+    copies = {name: p.detach().to("cpu", copy=True) for name, p in tensors.items()}
     try:
         yield
     finally:

@@ -15,7 +15,8 @@ from holdfast.zo.perturb import Masters
 
 @contextmanager
 def weight_noise(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-    """W + level · s · z per matrix, in float32 and rounded once, by the kernels of the engine. By `mode`:
+    """W + level · s · z per matrix, in float32 and rounded once, by the kernels of the engine; 4 bytes a weight. By
+    `mode`:
 
     `relative`: s = rms(W). `absolute`: s = 1. `norm`: s = ‖W‖ / ‖z‖, so that every draw is as long as the matrix
     (llm-landscape's directions).

@@ -52,7 +52,8 @@ class Shape:
 def shape_of(model: DictConfig, vocabulary: int) -> Shape:
     """The shape of the section `model`; `vocabulary` is that of a model made in the run.
 
-    Raises `UserError` where neither its folder, its YAML nor the Hub's cache on this machine has the configuration.
+    Raises `UserError` where neither its folder, its YAML nor the Hub's cache on this machine has the configuration,
+    and for an architecture that is not supported.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -63,7 +64,10 @@ def shape_of(model: DictConfig, vocabulary: int) -> Shape:
     config = config_of(model, vocabulary)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-    config, groups = empty.config, weight_groups(empty)
+    try:
+        config, groups = empty.config, weight_groups(empty)
+    except ValueError as error:
+        raise UserError(f"model={model.name}: {error}") from None
     layers = [groups[layer] for layer in decoder_layers(groups)]
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     norms = [name for name, p in empty.named_parameters() if ".layers.0." in name and name.endswith("norm.weight")]

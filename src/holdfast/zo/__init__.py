@@ -9,12 +9,14 @@ from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import alignment_directions
 from holdfast.zo.layers import weight_groups
 from holdfast.zo.online import online_sensitivity
+from holdfast.zo.perturb import PerturbationError
 from holdfast.zo.refiner import StepReport, ZeroOrderRefiner
 from holdfast.zo.sensitivity import Sides, sensitivity
 from holdfast.zo.subspace import SubspaceRefiner
 from holdfast.zo.trajectory import TrajectoryError, replay
 
 __all__ = [
+    "PerturbationError",
     "Sides",
     "StepReport",
     "SubspaceRefiner",

@@ -18,14 +18,18 @@ from holdfast.zo.layers import layer_of
 from holdfast.zo.noise import NOISES, SUBSET, Stream, Target, words
 
 
+class PerturbationError(ValueError):
+    """Weights that noise cannot move; the message is one line."""
+
+
 class Perturbed(ABC):
     """Some tensors, their frozen scales s = rms(W), and the names of the noise s∘z that moves them. With `subset`
     below 1 each query perturbs and moves some groups only (see `subsets`).
 
     A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers,
     order or shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends
-    on the number of threads). Raises `ValueError` for a tensor that relative noise cannot move as a whole: of scale
-    zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
+    on the number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a whole: of
+    scale zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Perturbed(ABC):
         for name in self.tensors:
             if not 0 < self.scales[name] < math.inf:
                 what = "all its weights are zero" if self.scales[name] == 0 else "it holds a NaN or an infinity"
-                raise ValueError(f"{name}: {what}; noise relative to its rms cannot move it")
+                raise PerturbationError(f"{name}: {what}; noise relative to its rms cannot move it")
 
     def subsets(self, queries: Sequence[int], *, step: int) -> list[list[str]]:
         """The groups that each query perturbs: decoder layers (`layer.3`), other tensors by their own names.
@@ -141,11 +145,11 @@ class Masters(Perturbed):
 
 def _check(name: str, parameter: Tensor) -> None:
     if parameter.is_meta:
-        raise ValueError(f"{name}: has no values here (device meta); load the model whole, without offloading")
+        raise PerturbationError(f"{name}: has no values here (device meta); load the model whole, without offloading")
     # Where its module was never imported, no tensor is of that kind; the import alone takes a second.
     sharding = sys.modules.get("torch.distributed.tensor")
     if sharding and isinstance(parameter.data, sharding.DTensor):
-        raise ValueError(f"{name}: is a shard (DTensor, as of FSDP); every rank needs the whole tensor")
+        raise PerturbationError(f"{name}: is a shard (DTensor, as of FSDP); every rank needs the whole tensor")
 
 
 @torch.no_grad()
