@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
 
 SPLITS = (("test", "benign"), ("test", "harmful"), ("threshold", "benign"))
+PRUNED = 20  # bytes a weight, of one matrix at a time: its scores, their order, what is made of it
 COPIES = {"bnb", "torchao", "finetune"}  # kinds that work on a copy of the model
 
 
@@ -47,7 +49,7 @@ def _scoring(case: Case, scored: Rows) -> float:
     spread, new = round(prompt - float(scored.prompts.min())), e.max_new_tokens
     opening = max(case.texts.score)
     told = max(opening, round(float(scored.responses.max()))) if e.utility == "exact_match" else opening
-    started = memory.forward(s, Batch(rows, prompt, 1))
+    started = memory.cache(s, rows, prompt) + memory.forward(s, Batch(rows, prompt, 1))
     continued = (
         memory.cache(s, rows, prompt + told) + memory.logits(s, rows, told) + rows * told * s.vocabulary * FLOAT
     )
@@ -58,28 +60,29 @@ def _scoring(case: Case, scored: Rows) -> float:
 
 
 def kept(case: Case, perturb: Any) -> tuple[float, float]:
-    """Bytes beside the model: before the point is scored, and while it is."""
+    """Bytes beside the model: before the point is scored, and while it is. A snapshot of the weights is in main
+    memory, which on a CPU is the same."""
     s, kind = case.shape, perturb.kind
-    copies = {"rtn": 1, "fake_quant": 1, "magnitude": 2, "wanda": 2}.get(kind, 0) * s.width * s.matrices
+    snapshot = 0 if case.cuda else s.width * s.matrices
     if kind == "weight_noise":
         return FLOAT * (s.matrices + s.largest), FLOAT * s.matrices
     if kind == "activation_noise":
         tables = 1024 * FLOAT * s.hidden * len(s.layers)
         return tables, tables
     if kind in ("bnb", "torchao"):
-        bits = int(min(perturb.levels))
-        return s.bytes, s.bytes - s.matrices * (s.width - bits / 8)
+        packed = s.matrices * int(min(perturb.levels)) / 8
+        return packed + 2 * s.width * s.largest, packed
     if kind == "finetune":
         batch = _training(case, perturb.batch_size)
         training = memory.backward(s, batch, len(s.layers)) + memory.adapted(s, batch, perturb.rank)
         return s.bytes + training, s.bytes
     if kind == "wanda":
-        calibrated = _training(case, perturb.calibration)
-        inputs = 3 * FLOAT * s.intermediate * calibrated.size
-        full = Batch(calibrated.rows, calibrated.tokens, 0)
-        whole = memory.forward(s, full) + s.width * full.size * s.vocabulary
-        return max(whole + inputs, copies + 20 * s.largest), copies
-    return copies + 4 * FLOAT * s.largest * (copies > 0), copies
+        read = replace(_training(case, min(perturb.calibration, case.cfg.evaluate.batch_size)), columns=1)
+        inputs = 3 * FLOAT * s.intermediate * read.size
+        return max(memory.forward(s, read) + inputs, snapshot + PRUNED * s.largest), snapshot
+    if kind in ("rtn", "fake_quant", "magnitude"):
+        return snapshot + PRUNED * s.largest, snapshot
+    return 0, 0
 
 
 def _training(case: Case, rows: int) -> Batch:

@@ -37,7 +37,7 @@ class Batch:
 
 
 def cache(s: Shape, rows: int, tokens: int) -> float:
-    """Keys and values of all layers; a forward keeps them whether or not they are asked for."""
+    """Keys and values of all layers."""
     return 2 * s.kv * len(s.layers) * s.width * rows * tokens
 
 
@@ -58,9 +58,8 @@ def working_set(s: Shape, batch: Batch) -> float:
 
 
 def forward(s: Shape, batch: Batch) -> float:
-    """Without gradients; only the cache is alive both in a layer and at the head."""
-    head = 2 * states(s, batch) + logits(s, batch.rows, batch.columns)
-    return cache(s, batch.rows, batch.tokens) + max(working_set(s, batch), head)
+    """Without gradients, and without a cache."""
+    return max(working_set(s, batch), 2 * states(s, batch) + logits(s, batch.rows, batch.columns))
 
 
 def saved(s: Shape, batch: Batch, layers: int, full: bool) -> float:

@@ -13,6 +13,7 @@ from holdfast.planning.shape import Shape
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Pass
 
+SCRATCH = 2**26  # bytes in which the subspace places its tensors
 PASS = 1 + work.BACKWARD  # forward-equivalents of a first-order step
 # Gradients that a step asks for, by the kind of the method.
 GRADIENTS = {"first_order": 1, "smoothed": 1, "neftune": 1, "weight_averaging": 1, "noise_stability": 2, "sam": 2}
@@ -40,20 +41,24 @@ class Demand:
 
 
 def align(case: Case) -> Demand:
-    """See `holdfast.align`: all weights train, with their gradients and AdamW's moments in their own type, or an
-    adapter does, beside a copy of the weights in main memory; a model that comes aligned takes nothing."""
+    """See `holdfast.align`: all weights train, in float32 with their gradients and AdamW's moments, and on a GPU with
+    a copy in half precision where they came so; or an adapter does, beside a copy of the weights in main memory. A
+    model that comes aligned takes nothing."""
     a, s, texts = case.cfg.align, case.shape, case.texts
     if a.kind == "none":
         return Demand(0.0, 0, 0, [])
     if a.kind == "zo":
         return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
     usual, worst = (texts.losses(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
-    moments = s.bytes * (a.optimizer_args is not None if a.optimizer == "sgd" else 2)
-    step = s.bytes + (s.bytes if case.cuda else 2 * s.width * s.largest)  # gradients; temporaries of the update
-    peak = s.bytes + moments + max(memory.trainer_backward(s, worst, case.cuda), step)
+    weights = FLOAT * s.parameters
+    moments = weights * (a.optimizer_args is not None if a.optimizer == "sgd" else 2)
+    step = weights + (weights if case.cuda else 2 * FLOAT * s.largest)  # gradients; temporaries of the update
+    cast = s.bytes if case.cuda and s.width < FLOAT else 0
+    run = s if cast else replace(s, width=FLOAT)
+    peak = weights + moments + max(cast + memory.trainer_backward(run, worst, case.cuda), step)
     if a.lora:
         peak = adapter(case, a.lora.rank)
-    passes = [*work.backward(s, usual, a.steps), work.copying(4 * s.bytes + 3 * moments, a.steps)]
+    passes = [*work.backward(s, usual, a.steps), work.copying(4 * weights + 3 * moments, a.steps)]
     if not case.cuda:  # the tiles of the head, of which every operation is a pass of its own
         passes.append(work.copying(2 * memory.TILE_COPIES * FLOAT * s.vocabulary * usual.size, a.steps))
     forwards, sequences = PASS * a.steps, PASS * a.steps * usual.rows
@@ -106,7 +111,7 @@ def probe(case: Case) -> Demand:
     ]
     masters = FLOAT * (s.matrices if "together" in p.compare else max(s.groups))
     alone = masters + depth * memory.states(s, batch) + memory.forward(s, batch)
-    refining = (FLOAT + s.width) * s.matrices + memory.forward(s, online)
+    refining = FLOAT * s.matrices + (0 if case.cuda else s.width * s.matrices) + memory.forward(s, online)
     forwards = full + layered * upper + steps
     sequences = (forwards - steps) * batch.rows + steps * online.rows
     return Demand(s.bytes + max(alone, refining if steps else 0), forwards, sequences, passes)
@@ -145,16 +150,18 @@ class Moved:
 
 
 def _two_point(case: Case, settings: DictConfig, loss: str, steps: int, moved: Moved) -> Demand:
-    """Float32 masters of what moves; of a subspace also anchors and directions, and once the model before alignment.
-    Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
+    """Float32 masters of what moves; of a subspace directions in their place, anchors and scratch, and once the model
+    before alignment. Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
     s, queries, size = case.shape, settings.queries, settings.batch_size
     usual, worst = (case.texts.losses(loss, size, draws) for draws in (size, size * steps))
-    depth, tensors = len(s.layers), 3 if moved.subspace else 1
+    depth = len(s.layers)
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
     reused = memory.states(s, worst) if moved.layers < depth else 0
-    origin = s.bytes if moved.subspace else 0
-    peak = s.bytes + FLOAT * moved.elements * tensors + max(memory.forward(s, worst) + reused, origin)
-    write = moved.elements * (FLOAT + s.width) * tensors
+    beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
+    if moved.subspace:
+        beside += s.width * moved.elements + max(FLOAT * s.largest, SCRATCH)
+        origin, write = s.bytes, moved.elements * (5 * FLOAT + 2 * s.width)
+    peak = s.bytes + beside + max(memory.forward(s, worst) + reused, origin)
     passes = [
         work.forward(s, usual, steps),
         work.forward(s, usual, steps * (2 * queries - 1), share=1 - below / depth),
@@ -166,17 +173,18 @@ def _two_point(case: Case, settings: DictConfig, loss: str, steps: int, moved: M
 
 
 def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
-    """Gradients and AdamW's moments of what moves, and what a method keeps beside them."""
+    """Masters, gradients and AdamW's moments of what moves, and what a method keeps beside them: see
+    `holdfast.methods.first_order`."""
     r, s, kind = case.cfg.refine, case.shape, case.cfg.method.kind
     usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
-    gradients = s.width * chosen
-    masters = FLOAT * chosen if kind in ("smoothed", "noise_stability") else 0
-    beside = {"sam": s.width * chosen, "weight_averaging": s.bytes}.get(kind, 0)
-    running = memory.backward(s, worst, len(s.layers)) + masters + (gradients if kind == "noise_stability" else 0)
-    update = gradients + (gradients if case.cuda else 2 * s.width * s.largest)
-    peak = s.bytes + 2 * gradients + beside + max(running, update)
+    kept = FLOAT * chosen * (4 if kind in ("sam", "weight_averaging") else 3)
+    summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
+    running = memory.backward(s, worst, len(s.layers)) + (summed if kind == "noise_stability" else 0)
+    update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)
+    peak = s.bytes + kept + max(running, update)
     times = steps * GRADIENTS[kind]
-    passes = [*work.backward(s, usual, times), work.copying(8 * gradients + 2 * masters, times)]
+    write = (FLOAT + s.width) * chosen * (2 if kind in ("smoothed", "noise_stability") else 1)
+    passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
     return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
 
 
@@ -187,7 +195,7 @@ def _without_loss(case: Case, worst: Batch, budget: int) -> Demand:
     if kind == "sign_shuffled":
         return Demand(s.bytes + FLOAT * s.matrices, budget, budget * worst.rows, walk)
     if kind == "extrapolate":
-        return Demand(2 * s.bytes + s.width * s.largest, 0, 0, [work.copying(3 * s.bytes)])
+        return Demand(2 * s.bytes + 3 * FLOAT * s.largest, 0, 0, [work.copying(3 * s.bytes)])
     batch, times = replace(worst, rows=r.batch_size, columns=0), math.ceil(len(case.texts.train) / 2 / r.batch_size)
     passes = [work.forward(s, batch, times)]
     return Demand(s.bytes + memory.forward(s, batch), times, times * worst.rows, passes)
