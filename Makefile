@@ -1,13 +1,15 @@
 # make tables   the study's tables and figures, from nothing        make test   the tests
 # make report   tables, figures, settings and DAG as one page of HTML
 # make check    what CI runs besides the tests                      STUDY=…     another study of conf/study
+# make gpu      on a machine with a CUDA card: its tests, its bandwidth, steps up to 8 B parameters; PARTS="noise steps"
 STUDY ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
+BIN := $(abspath $(VENV))/bin
+PARTS ?=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: tables report test check clean
+.PHONY: tables report test check gpu clean
 
 tables: $(INSTALLED)
 	@$(BIN)/snakemake --cores all results/tables --config study=$(STUDY)
@@ -20,6 +22,9 @@ report: tables
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest
+
+gpu: $(INSTALLED)
+	@$(BIN)/python benchmarks/gpu.py $(PARTS)
 
 check: $(INSTALLED)
 	$(BIN)/snakemake -n --quiet

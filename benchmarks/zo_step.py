@@ -247,12 +247,15 @@ def table(arguments: argparse.Namespace, model: nn.Module, tokens: int, chosen: 
         rows.append(row)
         del step
         gc.collect()
+    (replay,) = [row["of the floor"] for row in rows if row["variant"].startswith("(a)")] or [None]
+    for row in rows:
+        row["of (a)"] = replay and row["of the floor"] / replay
     return [floor_row(tokens, floors), *rows]
 
 
 def floor_row(tokens: int, times: list[float]) -> dict[str, Any]:
-    spread = max(times) - min(times)
-    return {"tokens": tokens, "variant": "(c) floor", "seconds": statistics.median(times), "spread": spread}
+    median, spread = statistics.median(times), max(times) - min(times)
+    return {"tokens": tokens, "variant": "(c) floor", "seconds": median, "spread": spread, "of the floor": 1.0}
 
 
 def _quarter(arguments: argparse.Namespace) -> int:

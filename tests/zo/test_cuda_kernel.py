@@ -97,7 +97,7 @@ for kind in ("rademacher", "gaussian"):
                 add(targets, queries, stream, keep=keep)
                 found.append(targets[0][:2])
             assert same(*found[-2:]), (kind, dtype, value)
-    # Tensors of several types and alignments, two of three tiles, with coefficients of their own.
+    # Tensors of several types and alignments, two of five tiles, with coefficients of their own.
     jobs = []
     for add in (add_noise, noise.add_noise):
         job, g = [], torch.Generator().manual_seed(3)
@@ -115,3 +115,13 @@ def test_interpreted_it_has_the_bits_of_the_reference():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     ended = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_all_tensors_of_a_type_are_one_launch(monkeypatch):
+    from holdfast.zo.kernels import cuda
+
+    launches = []
+    monkeypatch.setattr(cuda.kernel, "run", lambda *args, grid, **kwargs: launches.append(grid))
+    job = [Target(torch.zeros(n), torch.zeros(n), n, [1.0]) for n in (16, 2048, 2064, 4096)]
+    cuda.add_noise(job, [0], Stream("rademacher", 1, 1), keep=False)
+    assert launches == [(1 + 1 + 2 + 2,)]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from holdfast.zo.noise import GAUSSIAN_UNIT, MULTIPLIERS, WEYL, Stream, Target
 
-TILE = 4096  # elements a program
+TILE = 2048  # elements a program
 ALIGNMENT = 16  # of addresses in bytes, and of lengths in elements
-WARPS = 8
+WARPS = 4
 OUT = {torch.float32: tl.float32, torch.bfloat16: tl.int16, torch.float16: tl.float16}  # bfloat16 by its bits
 M0, M1, W0, W1 = (tl.constexpr(c) for c in (*MULTIPLIERS, *WEYL))
 UNIT = tl.constexpr(GAUSSIAN_UNIT)
@@ -131,8 +131,8 @@ def _launched(
         table, owners = _table(
             tuple((t.values.data_ptr(), t.out.data_ptr(), t.out.numel(), t.tensor) for t in job), device
         )
-        numbers = [np.array(t.coefficients, np.float32).view(np.int32) for t in job]
-        asked = _sent(np.concatenate([np.array(queries, np.uint32).view(np.int32), *numbers]), device)
+        scaled = np.array([t.coefficients for t in job], np.float32).reshape(-1)
+        asked = _sent(np.concatenate([np.array(queries, np.uint32).view(np.int32), scaled.view(np.int32)]), device)
         kernel[(len(owners),)](
             table, owners, asked, asked[len(queries) :], len(queries), *map(_signed, (stream.step, *stream.key)),
             KEEP=keep, OUT=out, GAUSSIAN=stream.kind == "gaussian", ALIGNED=aligned, TILE=TILE,
