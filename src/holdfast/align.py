@@ -171,6 +171,11 @@ def _retype(model: Any, dtype: Any) -> None:
 def _arguments(run: Run, parts: tuple[range, ...], dtype: Any) -> dict[str, Any]:
     """What SFT and DPO have in common; `dtype` is the one that the model came in."""
     import torch
+    from transformers import TrainingArguments
+
+    # Releases of transformers before 5.20 or so know it by its former name.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    recomputing = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
 
     settings = run.cfg.align
     return {
@@ -184,7 +189,7 @@ def _arguments(run: Run, parts: tuple[range, ...], dtype: Any) -> dict[str, Any]
         "max_length": settings.max_length,
         # Mixed precision, where the model came in half precision and the device has it.
         "bf16": dtype != torch.float32 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        "activation_checkpointing": False,
+        recomputing: False,
         "dataloader_pin_memory": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not finite

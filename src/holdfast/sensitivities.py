@@ -124,7 +124,10 @@ class Probe:
         from holdfast.perturbations.snapshot import decoder_matrices, restored
         from holdfast.zo import ZeroOrderRefiner
 
-        o, rows = self.settings.online, []
+        o, rows = self.settings.online, list[tuple[int, float, str, bool]]()
+        kinds = {"evaluation": int, "rise": float, "group": str, "perturbed": bool}
+        if not o.steps:  # nor the memory of a refinement
+            return pd.DataFrame(rows, columns=list(kinds)).astype(kinds), 0
         with restored(decoder_matrices(self.model)):
             refiner = ZeroOrderRefiner(
                 self.model,
@@ -144,9 +147,7 @@ class Probe:
                 for query, (rise, mask) in enumerate(zip(report.rises, report.masks, strict=True)):
                     at = step * o.queries + query
                     rows += [(at, rise, layer, layer in mask) for layer in self.layers]
-        kinds = {"evaluation": int, "rise": float, "group": str, "perturbed": bool}
-        frame = pd.DataFrame(rows, columns=list(kinds)).astype(kinds)  # without rows too
-        return frame, o.steps * (2 * o.queries + 1)
+        return pd.DataFrame(rows, columns=list(kinds)).astype(kinds), o.steps * (2 * o.queries + 1)
 
     def outcomes(self) -> pd.DataFrame:
         """The ASR on the tuning split, by margins at matched over-refusal, with noise on one layer's weights alone."""

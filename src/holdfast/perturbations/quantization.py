@@ -67,14 +67,13 @@ def _bnb_linear(linear: nn.Linear, scheme: str) -> nn.Module:
     import bitsandbytes as bnb
 
     bias = linear.bias is not None
+    shape = linear.in_features, linear.out_features, bias  # made without values, which would be drawn for nothing
     weight = linear.weight.detach().cpu()
     if scheme == "int8":
-        new = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias, has_fp16_weights=False)
+        new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
         new.weight = bnb.nn.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
     else:
-        new = bnb.nn.Linear4bit(
-            linear.in_features, linear.out_features, bias, quant_type=scheme, compute_dtype=linear.weight.dtype
-        )
+        new = bnb.nn.Linear4bit(*shape, quant_type=scheme, compute_dtype=linear.weight.dtype, device="meta")
         new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type=scheme)
     if bias:
         new.bias = nn.Parameter(linear.bias.detach().cpu(), requires_grad=False)

@@ -55,10 +55,15 @@ def shallow(model: Any) -> Any:
 @contextmanager
 def restored(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Keep a copy in main memory, and copy it back at the end: nothing is ever undone by arithmetic."""
-    copies = {name: p.detach().to("cpu", copy=True) for name, p in tensors.items()}
+    copies = {name: _in_main_memory(p.detach()) for name, p in tensors.items()}
     try:
         yield
     finally:
         with torch.no_grad():
             for name, p in tensors.items():
-                p.copy_(copies[name])
+                p.copy_(copies[name], non_blocking=True)
+
+
+def _in_main_memory(tensor: Tensor) -> Tensor:
+    """A copy; of a tensor on a card in pinned memory, which is several times as fast."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)

@@ -65,13 +65,13 @@ def kept(case: Case, perturb: Any) -> tuple[float, float]:
     s, kind = case.shape, perturb.kind
     snapshot = 0 if case.cuda else s.width * s.matrices
     if kind == "weight_noise":
-        return FLOAT * (s.matrices + s.largest), FLOAT * s.matrices
+        return FLOAT * (s.matrices + s.matrix), FLOAT * s.matrices
     if kind == "activation_noise":
         tables = 1024 * FLOAT * s.hidden * len(s.layers)
         return tables, tables
     if kind in ("bnb", "torchao"):
         packed = s.matrices * int(min(perturb.levels)) / 8
-        return packed + 2 * s.width * s.largest, packed
+        return packed + 2 * s.width * s.matrix, packed
     if kind == "finetune":
         batch = _training(case, perturb.batch_size)
         training = memory.backward(s, batch, len(s.layers)) + memory.adapted(s, batch, perturb.rank)
@@ -79,9 +79,9 @@ def kept(case: Case, perturb: Any) -> tuple[float, float]:
     if kind == "wanda":
         read = replace(_training(case, min(perturb.calibration, case.cfg.evaluate.batch_size)), columns=1)
         inputs = 3 * FLOAT * s.intermediate * read.size
-        return max(memory.forward(s, read) + inputs, snapshot + PRUNED * s.largest), snapshot
+        return max(memory.forward(s, read) + inputs, snapshot + PRUNED * s.matrix), snapshot
     if kind in ("rtn", "fake_quant", "magnitude"):
-        return snapshot + PRUNED * s.largest, snapshot
+        return snapshot + PRUNED * s.matrix, snapshot
     return 0, 0
 
 

@@ -23,7 +23,8 @@ class Shape:
     parameters: int
     layers: tuple[int, ...]
     groups: tuple[int, ...]
-    largest: int
+    largest: int  # matrix
+    matrix: int  # the largest of a decoder layer
     inputs: int
     outputs: int
     norms: int
@@ -77,6 +78,7 @@ def shape_of(model: DictConfig, vocabulary: int) -> Shape:
         layers=tuple(sum(p.numel() for p in layer.values()) for layer in layers),
         groups=tuple(sum(p.numel() for p in group.values()) for group in groups.values()),
         largest=max(p.numel() for group in groups.values() for p in group.values()),
+        matrix=max(p.numel() for layer in layers for p in layer.values()),
         inputs=sum(p.shape[1] for layer in layers for p in layer.values()),
         outputs=sum(p.shape[0] for layer in layers for p in layer.values()),
         norms=len(norms),

@@ -159,7 +159,7 @@ def _two_point(case: Case, settings: DictConfig, loss: str, steps: int, moved: M
     reused = memory.states(s, worst) if moved.layers < depth else 0
     beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
     if moved.subspace:
-        beside += s.width * moved.elements + max(FLOAT * s.largest, SCRATCH)
+        beside += s.width * moved.elements + max(FLOAT * s.matrix, SCRATCH)
         origin, write = s.bytes, moved.elements * (5 * FLOAT + 2 * s.width)
     peak = s.bytes + beside + max(memory.forward(s, worst) + reused, origin)
     passes = [

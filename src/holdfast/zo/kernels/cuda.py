@@ -1,6 +1,7 @@
 """The Triton kernel: one launch for all tensors of a device, each program one tile of one of them.
 
-A Philox block is made once and shared by the elements that it decides: bandwidth is the limit, not arithmetic.
+A Philox block is made once and shared by the elements that it decides, so that for Rademacher noise bandwidth is the
+limit and not arithmetic. What passes through is many times the cache, and is told not to stay there.
 `enable_fp_fusion=False` keeps a product and its sum two roundings, as in the reference.
 """
 
@@ -88,7 +89,7 @@ def kernel(  # type: ignore[no-untyped-def]
         at = 128 * tl.arange(0, BLOCKS)[:, None, None, None] + 64 * upper + 32 * lower + bit
     values, out, inside = values + first + at, out + first + at, at < left
 
-    total = tl.load(values, mask=inside, other=0.0)
+    total = tl.load(values, mask=inside, other=0.0, eviction_policy="evict_first")
     for i in range(count):
         query = tl.load(asked + i).to(tl.uint32, bitcast=True)
         coefficient = tl.load(coefficients + owner * count + i)
@@ -101,12 +102,13 @@ def kernel(  # type: ignore[no-untyped-def]
             sign = (words << (31 - bit).to(tl.uint32)) & 0x80000000
             total = total + (coefficient.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
     if KEEP:
-        tl.store(values, total, mask=inside)
+        tl.store(values, total, mask=inside, cache_modifier=".cs")
     if OUT is tl.int16:  # bfloat16, to nearest, ties to even, in integers: Triton's interpreter truncates
         bits = total.to(tl.uint32, bitcast=True)
-        tl.store(out, ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16), mask=inside)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16)
     else:
-        tl.store(out, total.to(OUT), mask=inside)
+        rounded = total.to(OUT)
+    tl.store(out, rounded, mask=inside, cache_modifier=".cs")
 
 
 def add_noise(targets: Sequence[Target], queries: Sequence[int], stream: Stream, *, keep: bool) -> None:
