@@ -1,7 +1,7 @@
 """Everything that needs a card, for the record: `make gpu`, or parts of it alone.
 
-python benchmarks/gpu.py                  # all parts, about six minutes
-python benchmarks/gpu.py noise steps      # these parts
+python benchmarks/gpu.py                  # all parts, within eight minutes
+python benchmarks/gpu.py noise steps-8b   # these parts
 python benchmarks/gpu.py --readme         # the paragraph of README about what has been run
 
 Each part writes what it found into benchmarks/gpu/<card>.json as it ends, and all pages anew, so that a run that is
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ import gpu_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = (512, 2048, 16384)
-SHAPES = {"llama-135m": 5, "llama-1b": 5, "llama-8b": 3}  # repeats
+REPEATS = {"135m": 5, "1b": 5, "8b": 3}
 # Of the largest shape, whose steps take seconds: the rest differ from these by what the smaller ones show.
 LARGE = ["(a)", "rademacher", "response logits", "prefix of the run", "probe"]
 SECONDS = 600  # that a part may take
+WARM = 1.0  # seconds until a card that was idle has its full clock
 ELEMENTS = 2**30  # of the tensors that noise is added to, in matrices of 4096 × 4096
 Found = dict[str, Any]
 
@@ -99,29 +101,32 @@ def _in_turn(works: dict[str, Callable[[], Any]], repeats: int = 15) -> dict[str
     """Median seconds of each, by the card's own clock."""
     import torch
 
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats + 2):
-        for name, work in works.items():
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < WARM:
+        for work in works.values():
             work()
-            ended.record()
+        torch.cuda.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            work()
+            last.record()
             torch.cuda.synchronize()
-            times[name].append(begun.elapsed_time(ended) / 1e3)
-    return {name: statistics.median(found[2:]) for name, found in times.items()}
+            times[name].append(first.elapsed_time(last) / 1e3)
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
-def steps() -> Found:
-    """`zo_step.py` for three shapes and three lengths."""
-    rows: list[Found] = []
-    for shape, repeats in SHAPES.items():
-        options = ["--shape", shape, "--repeats", str(repeats), "--device", "cuda", "--dtype", "bfloat16", "--json"]
-        options += ["--variants", *LARGE] if shape == "llama-8b" else []
-        ended = _python(["benchmarks/zo_step.py", *options, "--tokens", *map(str, TOKENS)])
-        if ended.returncode:
-            sys.exit(ended.stderr[-4000:])
-        rows += [{"shape": shape, **row} for row in json.loads(ended.stdout)["rows"]]
-    return {"rows": rows}
+def steps(size: str) -> Found:
+    """`zo_step.py` for one shape and three lengths."""
+    options = ["--shape", f"llama-{size}", "--repeats", str(REPEATS[size]), "--device", "cuda", "--dtype", "bfloat16"]
+    options += ["--json", *(["--variants", *LARGE] if size == "8b" else [])]
+    ended = _python(["benchmarks/zo_step.py", *options, "--tokens", *map(str, TOKENS)])
+    if ended.returncode:
+        print(ended.stderr[-4000:])
+        return {"exit": ended.returncode, "rows": []}
+    return {"rows": json.loads(ended.stdout)["rows"]}
 
 
 def large() -> Found:
@@ -133,7 +138,7 @@ def large() -> Found:
 
 PARTS: dict[str, Callable[[], Found]] = {
     "noise": noise,
-    "steps": steps,
+    **{f"steps-{size}": partial(steps, size) for size in ("8b", "1b", "135m")},
     "tests": tests,
     "large": large,
     "smoke": smoke,
@@ -158,10 +163,10 @@ def _card() -> Found:
     import transformers
     import triton
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "triton": triton.__version__}
+    versions = {"torch": torch.__version__, "Triton": triton.__version__, "transformers": transformers.__version__}
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    own = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    return {"card": torch.cuda.get_device_name(), "memory, GiB": round(memory), **versions, **own}
+    own = {"Python": platform.python_version(), "CUDA": torch.version.cuda}
+    return {"card": torch.cuda.get_device_name(), "memory, GiB": round(memory), **own, **versions}
 
 
 def record(name: str, found: Found, seconds: float) -> None:

@@ -12,7 +12,9 @@ BEGIN, END = "<!-- begin: benchmarks/gpu.py --readme writes this -->", "<!-- end
 WHAT = {
     "tests": "the tests marked `gpu`",
     "noise": "the noise kernel",
-    "steps": "steps of models of 135 M, 1 B and 8 B parameters",
+    "steps-8b": "steps of a model of 8 B parameters",
+    "steps-1b": "steps of one of 1 B",
+    "steps-135m": "steps of one of 135 M",
     "large": "a random model of 8 B parameters through probe, refinement and evaluation at nf4 and W4A8",
     "smoke": "the DAG of `study=smoke`",
 }
@@ -40,11 +42,17 @@ def paragraph() -> str:
     for card in found:
         done = [WHAT[part] for part in WHAT if part in card["parts"]]
         page = f"benchmarks/gpu/{_stem(card)}.md"
-        sentences.append(f"On an {card['card']} ran {_list(done)} ([results]({page})){_failures(card)}.")
+        sentences.append(
+            f"On an {card['card']} ({_versions(card)}) ran {_list(done)}{_failures(card)}: [results]({page})."
+        )
     missing = [WHAT[part] for part in WHAT if not any(part in card["parts"] for card in found)]
     if missing:
-        sentences.append(f"On no card ran {_list(missing)}; `make gpu` runs it.")
+        sentences.append(f"On no card ran {_list(missing)}; `make gpu` is for whoever has one.")
     return textwrap.fill(" ".join(sentences), 125, break_long_words=False, break_on_hyphens=False)
+
+
+def _versions(card: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {card[key]}" for key in ("Python", "CUDA", "torch", "Triton", "transformers"))
 
 
 def _failures(card: dict[str, Any]) -> str:
@@ -64,8 +72,7 @@ def _stem(card: dict[str, Any]) -> str:
 
 def page(card: dict[str, Any]) -> str:
     """One card's results, as Markdown."""
-    versions = ", ".join(f"{k} {card[k]}" for k in ("python", "torch", "cuda", "triton", "transformers"))
-    lines = [f"# {card['card']}, {card['memory, GiB']} GiB", "", f"Written by `make gpu`. {versions}.", ""]
+    lines = [f"# {card['card']}, {card['memory, GiB']} GiB", "", f"Written by `make gpu`. {_versions(card)}.", ""]
     for part in WHAT:
         if part in card["parts"]:
             found = card["parts"][part]
@@ -121,4 +128,5 @@ def _large(found: dict[str, Any]) -> list[str]:
     return [f"{size}. Memory is what torch held, and what `holdfast.plan` predicts of it.", "", *_table(found["rows"])]
 
 
-SECTIONS = {"tests": _tests, "noise": _noise, "steps": _steps, "large": _large, "smoke": _smoke}
+SECTIONS = {"tests": _tests, "noise": _noise, "large": _large, "smoke": _smoke}
+SECTIONS |= {part: _steps for part in WHAT if part.startswith("steps")}

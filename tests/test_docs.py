@@ -41,5 +41,14 @@ def test_links_between_pages_lead_somewhere():
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_pages_of_cards_and_the_paragraph_on_them_are_made_from_their_records():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import gpu_pages
+
+    assert f"{gpu_pages.BEGIN}\n{gpu_pages.paragraph()}\n{gpu_pages.END}" in (ROOT / "README.md").read_text()
+    for card, path in zip(gpu_pages.cards(), sorted(gpu_pages.FOLDER.glob("*.json")), strict=True):
+        assert path.with_suffix(".md").read_text() == gpu_pages.page(card)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -26,6 +27,17 @@ def test_every_dependency_is_pinned():
     for requirement in [*PROJECT["dependencies"], *(r for extra in extras.values() for r in extra)]:
         assert normal(re.split(r"[\[<>=]", requirement)[0]) in pinned
     assert PINS["torch"] == "2.13.0"
+
+
+def test_lower_bounds_are_of_versions_that_ran():
+    """Here, as pinned, or on a card, as recorded."""
+    records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/gpu").glob("*.json")]
+    extras = PROJECT["optional-dependencies"]
+    for bound in [*PROJECT["dependencies"], *extras["gpu"], *extras["torchao"], *extras["eval"]]:
+        name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)", bound).groups()
+        ran = [next(pin for known, pin in PINS.items() if normal(known) == normal(name))]
+        ran += [record[key] for record in records for key in record if key.lower() == name]
+        assert any(f"{version}.".startswith(f"{least}.") for version in ran), (bound, ran)
 
 
 def test_conda_installs_the_same_pins():

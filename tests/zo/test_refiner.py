@@ -281,6 +281,11 @@ def test_the_subspace_takes_the_bytes_that_it_states():
         assert sum(t.nbytes for t in tensors) == width * weight.numel()
 
 
+def test_a_refinement_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no tensors are given; name at least one layer"):
+        ZeroOrderRefiner(Quadratic(), lambda m, _: m.loss(), layers=[], mu=0.1, lr=0.1)
+
+
 def test_groups_of_tied_and_untied_models(tokenizer):
     from conftest import random_llama
 

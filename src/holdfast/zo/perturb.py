@@ -46,6 +46,8 @@ class Perturbed(ABC):
         if not 0 < subset <= 1:
             raise ValueError(f"subset={subset}: give a share of the groups, above 0 and at most 1")
         self.tensors = dict(tensors)
+        if not self.tensors:
+            raise ValueError("no tensors are given; name at least one layer with weights that can be trained")
         self.names = {name: zlib.crc32(name.encode()) for name in self.tensors}
         if len(set(self.names.values())) < len(self.names):
             raise ValueError("two tensor names have one hash; rename one of them")
