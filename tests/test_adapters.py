@@ -50,6 +50,15 @@ def test_the_first_weights_are_the_seeds_own(trained):
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_adapter_is_float32_whatever_the_weights_are(trained, dtype):
+    """Its steps would be lost in half precision, as those of weights would."""
+    _, _, tuned = trained(dtype)
+    trainable = [p.dtype for p in tuned.parameters() if p.requires_grad]
+    assert set(trainable) == {torch.float32}
+    assert len(trainable) == 2 * 7 * 2  # two factors of each linear of each layer
+
+
 def spoiled(monkeypatch, tuned, spoil):
     """The PEFT model, whose merge is followed by `spoil`."""
     right = tuned.merge_and_unload
