@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +173,19 @@ def token_batches():
     return batches
 
 
+@cache
+def last_point(name):
+    """Of a YAML."""
+    from holdfast.compose import composed
+    from holdfast.perturbations import grid
+
+    return grid(composed([f"perturb=[{name}]"]).perturb)[-1]
+
+
 def point(name, level=None, draw=0, **options):
     """The last point of the YAML of that name, or that point at another level, draw or with other options."""
-    from holdfast.compose import composed
-    from holdfast.perturbations import Point, grid
-
-    last = grid(composed([f"perturb=[{name}]"]).perturb)[-1]
+    last = last_point(name)
     mine = {**last.options, **options}
     if name == "torchao_int8":
         pytest.importorskip("torchao")
-    return Point(name, last.family, last.kind, last.level if level is None else level, draw, mine)
+    return dataclasses.replace(last, level=last.level if level is None else level, draw=draw, options=mine)

@@ -70,8 +70,12 @@ class Task:
         return self.logged(begin)
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The matrices of the layers to refine."""
+        """The matrices of the layers to refine. Raises `UserError` for a layer that has none that can be trained."""
         groups = weight_groups(self.model)
+        if missing := [layer for layer in self.layers if layer not in groups]:
+            raise UserError(
+                f"{missing[0]}: none of its matrices can be trained; they are frozen, or not of a float type"
+            )
         return {name: p for layer in self.layers for name, p in groups[layer].items()}
 
 
