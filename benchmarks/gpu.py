@@ -172,7 +172,7 @@ def _card() -> Found:
 def record(name: str, found: Found, seconds: float) -> None:
     """Put a part's results in its place."""
     card = _card()
-    path = gpu_pages.FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', card['card'].lower())}.json"
+    path = gpu_pages.FOLDER / f"{gpu_pages.stem(card)}.json"
     path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
     known |= card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def paragraph() -> str:
     sentences = []
     for card in found:
         done = [WHAT[part] for part in WHAT if part in card["parts"]]
-        page = f"benchmarks/gpu/{_stem(card)}.md"
+        page = f"benchmarks/gpu/{stem(card)}.md"
         sentences.append(
             f"On an {card['card']} ({_versions(card)}) ran {_list(done)}{_failures(card)}: [results]({page})."
         )
@@ -64,9 +65,8 @@ def _list(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _stem(card: dict[str, Any]) -> str:
-    import re
-
+def stem(card: dict[str, Any]) -> str:
+    """Of the names of a card's files."""
     return re.sub(r"[^a-z0-9]+", "-", card["card"].lower())
 
 
