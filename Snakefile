@@ -1,7 +1,7 @@
 from snakemake.utils import min_version
 
-from holdfast import warm
-from holdfast.workflow import Workflow
+from holdfast.runtime import warm
+from holdfast.workflow.grid import Workflow
 
 min_version("9.0")
 

@@ -33,8 +33,8 @@ def overrides(folder: Path) -> list[str]:
 def run() -> dict[str, Any]:
     import torch
 
-    from holdfast import models
-    from holdfast.plan import Choices, jobs
+    from holdfast.commands.plan import Choices, jobs
+    from holdfast.models import load as models
 
     model = build(SHAPE, torch.bfloat16, "cuda")
     model.config.dtype = torch.bfloat16
@@ -88,11 +88,11 @@ def _stage(stage: str, given: list[str]) -> Path:
 
     from omegaconf import OmegaConf
 
-    from holdfast.compose import composed
-    from holdfast.config import READS
-    from holdfast.paths import Layout
-    from holdfast.stage import Names, Run
-    from holdfast.tracking import Tracker
+    from holdfast.runtime.run import Names, Run
+    from holdfast.runtime.tracking import Tracker
+    from holdfast.settings.compose import composed
+    from holdfast.settings.paths import Layout
+    from holdfast.settings.schema import READS
 
     cfg = composed(given)
     layout, names = Layout.of(cfg), Names(cfg.model.name, cfg.align.name, cfg.method.name)
@@ -104,6 +104,6 @@ def _stage(stage: str, given: list[str]) -> Path:
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
     granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
-    module = importlib.import_module(f"holdfast.{stage}")
+    module = importlib.import_module(f"holdfast.stages.{stage}")
     module.run(Run(stage, stage, granted, cfg.seed, names, layout, out, Tracker(cfg, stage, stage, {}, out, {})))
     return out

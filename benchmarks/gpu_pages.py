@@ -125,7 +125,7 @@ def _steps(found: dict[str, Any]) -> list[str]:
 
 def _large(found: dict[str, Any]) -> list[str]:
     size = f"{found['parameters'] / 1e9:.2f} B parameters, {found['layers']} layers, random, bfloat16"
-    return [f"{size}. Memory is what torch held, and what `holdfast.plan` predicts of it.", "", *_table(found["rows"])]
+    return [f"{size}. Memory is what torch held, and what `holdfast plan` predicts of it.", "", *_table(found["rows"])]
 
 
 SECTIONS = {"tests": _tests, "noise": _noise, "large": _large, "smoke": _smoke}

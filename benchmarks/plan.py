@@ -1,4 +1,4 @@
-"""What `holdfast.plan` predicts for a model of 135 M parameters on this machine's CPU, beside what its stages take.
+"""What `holdfast plan` predicts for a model of 135 M parameters on this machine's CPU, beside what its stages take.
 
 python benchmarks/plan.py
 
@@ -20,8 +20,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from holdfast.paths import Layout
-from holdfast.plan import Choices, Job, jobs
+from holdfast.commands.plan import Choices, Job, jobs
+from holdfast.settings.paths import Layout
 
 METHODS = ("zo_selective", "zo_all", "fo_refine")
 ROWS = 240  # of each label
@@ -93,7 +93,7 @@ def taken(stage: str, name: str, given: list[str], folder: Path) -> dict[str, fl
         "data": layout.data,
     }
     out = places[stage]
-    command = [sys.executable, "-m", f"holdfast.{stage}", *given, *chosen, f"hydra.run.dir={out}"]
+    command = [sys.executable, "-m", "holdfast", stage, *given, *chosen, f"hydra.run.dir={out}"]
     ended = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     if ended.returncode:
         sys.exit(ended.stderr)

@@ -31,7 +31,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def run_stage(stage: str, *overrides: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"holdfast.{stage}", *overrides]
+    command = [sys.executable, "-m", "holdfast", stage, *overrides]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
@@ -39,11 +39,10 @@ def stage_here(stage: str, *overrides: str) -> Path:
     """The run folder of a stage that ran in this process, where libraries are imported once."""
     from omegaconf import OmegaConf
 
-    from holdfast.compose import composed
-    from holdfast.config import READS
-    from holdfast.paths import Layout
-    from holdfast.stage import Names, Run
-    from holdfast.tracking import Tracker
+    from holdfast.runtime.run import Names, Run
+    from holdfast.runtime.tracking import Tracker
+    from holdfast.settings.compose import composed
+    from holdfast.settings.paths import Layout
 
     cfg = composed([*overrides, "tracking=disabled"])
     layout, names = Layout.of(cfg), Names(cfg.model.name, cfg.align.name, cfg.method.name)
@@ -55,8 +54,9 @@ def stage_here(stage: str, *overrides: str) -> Path:
         "tables": layout.tables,
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
-    granted, tracker = OmegaConf.masked_copy(cfg, list(READS[stage])), Tracker(cfg, stage, stage, {}, out, {})
-    importlib.import_module(f"holdfast.{stage}").run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker))
+    module = importlib.import_module(f"holdfast.stages.{stage}")
+    granted, tracker = OmegaConf.masked_copy(cfg, list(module.STAGE.reads)), Tracker(cfg, stage, stage, {}, out, {})
+    module.run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker))
     return out
 
 
@@ -129,8 +129,8 @@ def save_prompts(layout, most: int) -> None:
     import pandas as pd
     from omegaconf import OmegaConf
 
-    from holdfast.compose import composed
     from holdfast.datasets import world
+    from holdfast.settings.compose import composed
 
     cfg = composed([])
     rows = pd.DataFrame(world.build(OmegaConf.to_container(cfg.data), OmegaConf.to_container(cfg.openings)))
@@ -176,8 +176,8 @@ def token_batches():
 @cache
 def last_point(name):
     """Of a YAML."""
-    from holdfast.compose import composed
     from holdfast.perturbations import grid
+    from holdfast.settings.compose import composed
 
     return grid(composed([f"perturb=[{name}]"]).perturb)[-1]
 

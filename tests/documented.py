@@ -16,15 +16,15 @@ def commands() -> list[str]:
     found = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        found += re.findall(r"`(python -m holdfast\.[^`…<]+)`", text)
+        found += re.findall(r"`(holdfast [^`…<]+)`", text)
         for block in re.findall(r"```sh\n(.*?)```", text, re.S):
             found += [re.sub(r"\s+#.*", "", line).strip() for line in block.replace("\\\n", " ").splitlines()]
     return list(dict.fromkeys(line for line in found if line))
 
 
 def module(line: str) -> str:
-    """`refine` of `python -m holdfast.refine …`; nothing of another command."""
-    found = re.match(r"python -m holdfast\.([\w.]+)", line)
+    """`refine` of `holdfast refine …`; nothing of another command."""
+    found = re.match(r"holdfast ([\w.]+)", line)
     return found[1] if found else ""
 
 
@@ -40,7 +40,7 @@ def at_smoke(line: str) -> list[str]:
     if words[0] == "snakemake":
         asked = [word for word in words[1:] if word not in ("-n", "study=smoke")]
         return ["-n", *asked, *(["--config"] * ("--config" not in asked)), "study=smoke"]
-    arguments = words[3:]
+    arguments = words[2:]
     if module(line) in STAGES:
         arguments += ["study=smoke", "tracking=disabled"]
     if module(line) == "tune":

@@ -8,8 +8,8 @@ from conftest import random_llama
 from omegaconf import OmegaConf
 from peft import get_peft_model
 
-from holdfast.adapters import adapter, merge, snapshot
 from holdfast.errors import UserError
+from holdfast.models.adapters import adapter, merge, snapshot
 
 IDS = torch.arange(5, 37).reshape(2, 16)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -12,8 +12,8 @@ from conftest import random_llama, run_stage, stage_here
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from holdfast.compose import composed
-from holdfast.paths import Layout
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout
 from holdfast.zo import replay
 
 RECIPES = ("sft", "sft_lora", "sgd", "dpo", "dpo_lora", "zo")

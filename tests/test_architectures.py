@@ -11,13 +11,13 @@ import torch
 from conftest import ARCHITECTURES, SIZE, point, random_model, save_prompts, stage_here
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from holdfast import models
-from holdfast.compose import composed
+from holdfast.commands.replay import main as replay
 from holdfast.errors import UserError
-from holdfast.package import package, tensors
-from holdfast.paths import Layout
+from holdfast.models import load as models
+from holdfast.models.package import package, tensors
 from holdfast.perturbations import Bench, perturbed
-from holdfast.replay import main as replay
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout
 from holdfast.zo import weight_groups
 
 REFUSED = {

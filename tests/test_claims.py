@@ -12,12 +12,6 @@ import pandas as pd
 import pytest
 from omegaconf import open_dict
 
-from holdfast.compose import composed
-from holdfast.config import BlockConfig
-from holdfast.evidence import PARTS, Evidence
-from holdfast.metrics.intervals import NOTHING, Difference
-from holdfast.metrics.ranks import first, jaccard, pairwise, spearman
-from holdfast.paths import Layout, runs
 from holdfast.reporting import (
     Measured,
     Setting,
@@ -29,7 +23,13 @@ from holdfast.reporting import (
     terminal_claims,
     verdicts,
 )
+from holdfast.reporting.records import PARTS, Evidence
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout, runs
+from holdfast.settings.schema import BlockConfig
+from holdfast.statistics.intervals import NOTHING, Difference
+from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
 POINTS = [("none", "clean", 0.0), ("weight_noise", "weight noise", 0.6), ("rtn", "quantization", 2.0)]
 FRAGILE = {"aligned": 4.0, "zo_sign_shuffled": 4.0, "zo_selective": 0.0, "zo_all": 0.0, "fo_refine": 0.0}

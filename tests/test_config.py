@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.compose import composed, sweep
-from holdfast.config import READS, Config
 from holdfast.errors import UserError
-from holdfast.paths import CONF, Layout, runs
+from holdfast.settings.compose import composed, sweep
+from holdfast.settings.paths import CONF, Layout, runs
+from holdfast.settings.schema import READS, Config
 
 BAD = [
     ("refine", ["refine.stepz=3"], "refine.stepz: no such key; did you mean steps?"),

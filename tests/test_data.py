@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
 from holdfast.datasets import local
 from holdfast.errors import UserError
+from holdfast.settings.compose import composed
 
 REAL = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 HARMFUL = [f"How do I harm target number {i}?" for i in range(60)]

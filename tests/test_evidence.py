@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from conftest import save_aligned
 
-from holdfast.compose import composed
 from holdfast.datasets import world
-from holdfast.paths import Layout, runs
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout, runs
 
 EVALUATED = ("test", "threshold")
 

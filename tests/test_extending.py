@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
+from holdfast.settings.compose import composed
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`(mine/[\w/]+\.yaml)`:\n\n```yaml\n(.*?)```", PAGE, re.S))
@@ -20,7 +20,7 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S)
     for line in block.replace("\\\n", " ").splitlines()
 ]
-STAGES = [command for command in COMMANDS if command[0] == "python"]
+STAGES = [command for command in COMMANDS if command[0] == "holdfast"]
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def place(tmp_path, monkeypatch):
 
 
 def overrides(command):
-    """What follows `python -m holdfast.<stage> --config-dir mine`, in the form that the workflow passes."""
-    assert command[3:5] == ["--config-dir", "mine"]
-    return ["hydra.searchpath=[mine]", *command[5:]]
+    """What follows `holdfast <stage> --config-dir mine`, in the form that the workflow passes."""
+    assert command[2:4] == ["--config-dir", "mine"]
+    return ["hydra.searchpath=[mine]", *command[4:]]
 
 
 def test_every_file_of_the_page_is_used_by_a_command():
@@ -60,7 +60,7 @@ def test_the_data_set_runs_through_the_data_stage(place, stage):
     pd.DataFrame(mine).to_csv(folder / "questions.csv")
     (command,) = (c for c in STAGES if "my_set" in c[-1])
     quick = ("data.pretrain_rows=20", "tracking=disabled", "hydra.run.dir=made")
-    ended = stage("data", *command[3:], *quick, cwd=place)
+    ended = stage("data", *command[2:], *quick, cwd=place)
     assert ended.returncode == 0, ended.stderr
     assert "Left out of my_set by its filter: 1 rows." in ended.stdout
     rows = pd.read_parquet(place / "made/prompts.parquet")
@@ -98,7 +98,7 @@ def test_the_judge_composes_on_top_of_the_rules(place):
 
 
 def test_the_variant_of_a_method_composes(place):
-    (command,) = (c for c in STAGES if c[2] == "holdfast.refine")
+    (command,) = (c for c in STAGES if c[1] == "refine")
     assert composed(overrides(command)).method.name == "zo_one"
 
 

@@ -13,12 +13,12 @@ from conftest import REPOSITORY, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from holdfast.compose import composed
+from holdfast.commands.harden import main
+from holdfast.commands.replay import main as replay
 from holdfast.errors import UserError
-from holdfast.harden import main
-from holdfast.models import fetched
-from holdfast.package import package, tensors
-from holdfast.replay import main as replay
+from holdfast.models.load import fetched
+from holdfast.models.package import package, tensors
+from holdfast.settings.compose import composed
 
 QUICK = ("refine.steps=2", "refine.queries=2", "refine.batch_size=4", "method.select.k=1", "claims.top_k=1")
 QUICK += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "perturb=[weight_noise,nf4]")
@@ -50,7 +50,7 @@ def prompts(tmp_path):
 
 
 def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
-    command = [sys.executable, "-m", "holdfast.harden", "model=some-folder", "out=hardened", "data=local"]
+    command = [sys.executable, "-m", "holdfast", "harden", "model=some-folder", "out=hardened", "data=local"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     ended = subprocess.run(
         [*command, "data.dir=prompts", *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -79,13 +79,13 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
     assert {"generation_config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     again = subprocess.run([*command, *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode != 0
-    assert again.stderr == "holdfast.harden: out=hardened: is there and not empty; give a new folder\n"
+    assert again.stderr == "holdfast harden: out=hardened: is there and not empty; give a new folder\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["model=x"], "out: no value is given; python -m holdfast.harden model=<Hub id or folder> out=<folder>"),
+        (["model=x"], "out: no value is given; holdfast harden model=<Hub id or folder> out=<folder>"),
         (["model=x/y/z", "out=o"], "model.path=x/y/z: no such folder, and no id of the Hub"),
         (["model=x", "out=o", "refine.stepz=1"], "refine.stepz: no such key; did you mean steps?"),
         (["model=x", "out=o", "study.methods=[aligned]"], "give aligned and the method to harden with"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from holdfast.errors import UserError
-from holdfast.metrics.harness import harness
+from holdfast.evaluation.harness import harness
 
 TASK = """
 task: colours

@@ -17,12 +17,12 @@ import pytest
 from conftest import REPOSITORY, random_llama
 
 from holdfast import judges
-from holdfast.compose import composed
+from holdfast.commands.calibrate import kappa, main
 from holdfast.errors import UserError
-from holdfast.judges.calibrate import kappa, main
 from holdfast.judges.classifier import ClassifierJudge, filled
 from holdfast.judges.parsers import Judgement, expectation, parsed
 from holdfast.judges.rules import RulesJudge, coherence_ceiling
+from holdfast.settings.compose import composed
 
 DATA = Path(os.environ.get("HOLDFAST_DATA", REPOSITORY.parent / "shared/data"))
 CLASSIFIERS = ("harmbench", "llama-guard-3", "wildguard", "shieldgemma", "qwen3guard", "strongreject")
@@ -421,7 +421,7 @@ def test_the_rules_agree_with_people(model):
 
 
 def run_calibrate(*arguments):
-    command = [sys.executable, "-m", "holdfast.judges.calibrate", *arguments]
+    command = [sys.executable, "-m", "holdfast", "calibrate", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
 
 
@@ -434,7 +434,7 @@ def test_calibrate_as_a_command(tmp_path):
     assert time.perf_counter() - start < 2
     assert ended.returncode != 0
     assert ended.stderr == (
-        "holdfast.judges.calibrate: judgge=rules: no such argument; give judge=…, data=… and, for machines, --json\n"
+        "holdfast calibrate: judgge=rules: no such argument; give judge=…, data=… and, for machines, --json\n"
     )
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from holdfast.compose import explained
 from holdfast.errors import UserError
-from holdfast.memory import Parts, out_of_memory
 from holdfast.methods import METHODS, Task
 from holdfast.methods.losses import LOSSES, Batches
-from holdfast.metrics.scoring import refusal_margin
+from holdfast.models.likelihood import refusal_margin
 from holdfast.perturbations import Arm
+from holdfast.runtime.memory import Parts, out_of_memory
+from holdfast.settings.compose import explained
 from holdfast.zo.trajectory import Trajectory
 
 OPENINGS = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})
@@ -128,7 +128,7 @@ def test_evaluation_gives_the_same_outcomes(llama, tokenizer, monkeypatch, capsy
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return refusal_margin(model, prompts, *more)
 
-    monkeypatch.setattr("holdfast.metrics.scoring.refusal_margin", within)
+    monkeypatch.setattr("holdfast.models.likelihood.refusal_margin", within)
     parted = scorer(tokenizer).outcomes(Arm(llama), generate=True)
     assert "going on with 2 (evaluate.batch_size)" in capsys.readouterr().err
     pd.testing.assert_frame_equal(whole, parted, rtol=1e-4)

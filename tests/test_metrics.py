@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.metrics.coverage import matched_coverage, verdict_coverage
-from holdfast.metrics.flips import flip_rates
-from holdfast.metrics.intervals import Prompts, difference, holm, share
-from holdfast.metrics.rates import Point, area, auroc, by_point, headline_points, point_metrics, threshold
-from holdfast.metrics.resamples import Resamples
+from holdfast.statistics.coverage import matched_coverage, verdict_coverage
+from holdfast.statistics.flips import flip_rates
+from holdfast.statistics.intervals import Prompts, difference, holm, share
+from holdfast.statistics.rates import Point, area, auroc, by_point, headline_points, point_metrics, threshold
+from holdfast.statistics.resamples import Resamples
 
 
 def rows(*found: tuple, split: str = "test", label: str = "harmful", **more) -> pd.DataFrame:

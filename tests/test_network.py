@@ -10,14 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
-from holdfast.config import ModelConfig
 from holdfast.datasets.sources import read
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
-from holdfast.metrics.scoring import refusal_margin
-from holdfast.models import load
-from holdfast.paths import CONF
+from holdfast.models.likelihood import refusal_margin
+from holdfast.models.load import load
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF
+from holdfast.settings.schema import ModelConfig
 
 pytestmark = pytest.mark.network
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
 from holdfast.datasets.sources import read
 from holdfast.errors import UserError
-from holdfast.models import fetched
-from holdfast.paths import CONF
+from holdfast.models.load import fetched
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 SOURCES = sorted(path.stem for path in (CONF / "source").glob("*.yaml"))

@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
-from holdfast.config import OPTIONS
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
-from holdfast.metrics.scoring import refusal_margin
-from holdfast.paths import CONF
+from holdfast.models.likelihood import refusal_margin
 from holdfast.perturbations import KINDS, Bench, grid, perturbed
 from holdfast.perturbations.activation_noise import _Noise
 from holdfast.perturbations.decoding import Sampler
 from holdfast.perturbations.pruning import pruned
 from holdfast.perturbations.quantization import rounded
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF
+from holdfast.settings.schema import OPTIONS
 from holdfast.zo import PerturbationError
 
 NAMES = sorted(path.stem for path in (CONF / "perturb").glob("*.yaml"))
@@ -262,7 +262,7 @@ def test_weights_of_zero_are_named(llama, bench):
 
 
 def test_fine_tuning_learns_its_rows_and_is_the_same_again(llama, bench):
-    from holdfast.metrics.scoring import mean_nll, sequences
+    from holdfast.models.likelihood import mean_nll, sequences
 
     batch = sequences(bench.training("benign"), bench.pad, llama.device)
     with perturbed(llama, point("benign_finetuning", 20), bench) as arm:

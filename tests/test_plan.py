@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.compose import composed
 from holdfast.errors import UserError
 from holdfast.planning import memory, work
 from holdfast.planning.memory import Batch
@@ -19,6 +18,7 @@ from holdfast.planning.shape import Shape, config_of, shape_of
 from holdfast.planning.stages import Case
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Machine, Pass
+from holdfast.settings.compose import composed
 
 STATED = ["plan.flops=4e14", "plan.bandwidth=2.5e12"]
 PARAMETERS = {
@@ -51,7 +51,7 @@ def shape(llama_8b) -> Shape:
 
 
 def plan(*overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "holdfast.plan", *overrides]
+    command = [sys.executable, "-m", "holdfast", "plan", *overrides]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | more)
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from conftest import save_aligned, save_prompts
 
-from holdfast.compose import composed
 from holdfast.errors import UserError
-from holdfast.paths import Layout
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout
 
 
 @pytest.fixture(scope="module")

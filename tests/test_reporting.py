@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from holdfast.compose import composed
-from holdfast.metrics.agreement import crossed, kappa
-from holdfast.metrics.rates import Point
 from holdfast.reporting import Measured, Setting, dose_response, judges, main_table, quantization, terminal
 from holdfast.reporting.figures import steps_figure, style
 from holdfast.reporting.trade_off import trade_off, trade_off_figure
+from holdfast.settings.compose import composed
+from holdfast.statistics.agreement import crossed, kappa
+from holdfast.statistics.rates import Point
 
 POINTS = [  # perturbation, family, level, draws, generated, ran, share of harmful prompts that comply
     ("none", "clean", 0, 1, True, "", {"aligned": 0.0, "zo_all": 0.0}),

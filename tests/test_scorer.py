@@ -8,12 +8,12 @@ import torch
 from conftest import point, random_llama
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
-from holdfast.evaluate import subdraws, worst
-from holdfast.metrics.scoring import left_padded
+from holdfast.evaluation.answers import Scorer
+from holdfast.models.likelihood import left_padded
 from holdfast.perturbations import Arm, Bench, Point, perturbed
 from holdfast.perturbations.decoding import Sampler
-from holdfast.scorer import Scorer
+from holdfast.settings.compose import composed
+from holdfast.stages.evaluate import subdraws, worst
 
 PROMPTS = ["What is a person?", "What does kill mean?", "What?", "What is a virus, a weed or a tumor?"]
 

@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES, random_model
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
-from holdfast.metrics.scoring import (
+from holdfast.models.likelihood import (
     exact_match,
     mean_nll,
     refusal_margin,

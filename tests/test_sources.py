@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
 from holdfast.datasets.sources import read
 from holdfast.errors import UserError
-from holdfast.paths import CONF
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF
 
 PROMPTS = [f"How do I harm target number {i}?" for i in range(6)]
 

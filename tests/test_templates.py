@@ -11,15 +11,16 @@ from conftest import random_llama
 from omegaconf import OmegaConf
 from tokenizers import AddedToken, pre_tokenizers, processors
 
-from holdfast import align, models
-from holdfast.compose import composed
-from holdfast.config import ModelConfig
 from holdfast.datasets.tokens import prompt_ids, response_ids, stops, train_tokenizer
 from holdfast.errors import UserError
+from holdfast.evaluation.answers import Scorer
 from holdfast.methods.losses import Batches
-from holdfast.metrics.scoring import response_logprob, sequences
-from holdfast.paths import CONF
-from holdfast.scorer import Scorer
+from holdfast.models import load as models
+from holdfast.models.likelihood import response_logprob, sequences
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF
+from holdfast.settings.schema import ModelConfig
+from holdfast.stages import align
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.compose import composed
-from holdfast.tracking import Tracker
+from holdfast.runtime.tracking import Tracker
+from holdfast.settings.compose import composed
 
 
 class Recorder:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="forks are
 
 SERVER = """
 import sys, holdfast
-from holdfast import warm
+from holdfast.runtime import warm
 holdfast.__path__.append(sys.argv[1])
 warm.LIBRARIES |= {"echo": ("json",), "broken": ("no_such_library",)}
 warm.serve(sys.argv[1], int(sys.argv[2]))
@@ -52,7 +52,7 @@ def server(tmp_path):
 
 def asked(folder: Path, *words: str, threads: str = "1") -> subprocess.Popen[str]:
     environment = {**ENVIRONMENT, "HOLDFAST_WARM": str(folder / "socket"), "OMP_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "holdfast.warm", *words]
+    command = [sys.executable, "-m", "holdfast.runtime.warm", *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd="/", env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
@@ -132,7 +132,7 @@ def test_a_caller_that_leaves_at_once_does_no_harm(server):
 
 def test_libraries_leave_nothing_that_a_fork_would_take_away():
     """A temporary folder made on import is deleted by the first process to end of all that inherited it."""
-    load = "import sys; from holdfast import warm; assert all(map(warm._loaded, warm.LIBRARIES)); "
+    load = "import sys; from holdfast.runtime import warm; assert all(map(warm._loaded, warm.LIBRARIES)); "
     load += "import tempfile, gc; gc.unfreeze(); sys.exit(str([x for x in gc.get_objects() "
     load += "if isinstance(x, tempfile.TemporaryDirectory)] + ['wandb'] * ('wandb' in sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)

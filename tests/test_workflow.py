@@ -20,8 +20,8 @@ import pandas as pd
 import pytest
 from conftest import run_stage
 
-from holdfast.compose import composed, sweep
-from holdfast.workflow import FIGURES, TITLES
+from holdfast.settings.compose import composed, sweep
+from holdfast.workflow.grid import FIGURES, TITLES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
@@ -197,7 +197,7 @@ def test_compare_shows_methods_side_by_side_and_what_changed_between_studies(ran
 
     ended = run_stage("compare", "smoke", "nothing", cwd=tmp_path)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("holdfast.compare: nothing: no tables of a study there")
+    assert ended.stderr.startswith("holdfast compare: nothing: no tables of a study there")
     assert ended.stderr.count("\n") == 1
 
 
@@ -280,7 +280,7 @@ def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").unlink()
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
     with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        pattern = "python -m holdfast.warm refine study=smoke"
+        pattern = "python -m holdfast.runtime.warm refine study=smoke"
         mine: list[int] = []
         for _ in range(200):
             found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.compose import composed
 from holdfast.datasets import world
 from holdfast.errors import UserError
+from holdfast.settings.compose import composed
 
 OPENINGS = {
     "loss": {"refusal": ["I cannot help with that."], "compliance": ["Sure."]},

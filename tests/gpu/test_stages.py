@@ -11,13 +11,13 @@ import torch
 from conftest import point, save_prompts, stage_here
 from omegaconf import OmegaConf
 
-from holdfast.compose import composed
 from holdfast.datasets.tokens import prompt_ids, response_ids
+from holdfast.evaluation.answers import Scorer
 from holdfast.methods import METHODS, Task
 from holdfast.methods.losses import LOSSES, Batches
-from holdfast.paths import CONF, Layout
 from holdfast.perturbations import Arm, Bench, perturbed
-from holdfast.scorer import Scorer
+from holdfast.settings.compose import composed
+from holdfast.settings.paths import CONF, Layout
 from holdfast.zo import fingerprint, weight_groups
 
 pytestmark = pytest.mark.gpu

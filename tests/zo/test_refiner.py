@@ -166,10 +166,10 @@ def test_loss_trace_on_batches_of_the_tiny_study(loss):
     from conftest import random_llama
     from omegaconf import OmegaConf
 
-    from holdfast.compose import composed
     from holdfast.datasets import world
     from holdfast.datasets.tokens import train_tokenizer
     from holdfast.methods.losses import LOSSES, Batches
+    from holdfast.settings.compose import composed
 
     cfg = composed(["study=tiny"])
     rows = pd.DataFrame(world.build(*(OmegaConf.to_container(cfg[part]) for part in ("data", "openings"))))

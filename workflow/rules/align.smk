@@ -2,7 +2,7 @@ rule align:
     input:
         flow.layout.data / "metrics.json",
         lambda w: flow.base(w.model),
-        "src/holdfast/align.py",
+        "src/holdfast/stages/align.py",
     output:
         metrics=flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
@@ -16,6 +16,6 @@ rule align:
     message:
         "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.warm align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.runtime.warm align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

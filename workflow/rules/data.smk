@@ -1,6 +1,6 @@
 rule data:
     input:
-        "src/holdfast/data.py",
+        "src/holdfast/stages/data.py",
     output:
         prompts=f"{flow.layout.data}/prompts.parquet",
         metrics=f"{flow.layout.data}/metrics.json",
@@ -13,4 +13,4 @@ rule data:
     message:
         "data {flow.study.name}"
     shell:
-        "eval python -m holdfast.data $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        "eval python -m holdfast data $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

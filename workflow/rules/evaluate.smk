@@ -1,7 +1,7 @@
 rule evaluate:
     input:
         lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
-        "src/holdfast/evaluate.py",
+        "src/holdfast/stages/evaluate.py",
     output:
         records=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "records.parquet",
         metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
@@ -16,5 +16,5 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} by {wildcards.recipe} after {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.warm evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.runtime.warm evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

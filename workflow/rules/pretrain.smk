@@ -1,7 +1,7 @@
 rule pretrain:
     input:
         flow.layout.data / "metrics.json",
-        "src/holdfast/pretrain.py",
+        "src/holdfast/stages/pretrain.py",
     output:
         metrics=flow.layout.pretrain("{model}") / "metrics.json",
     log:
@@ -16,5 +16,5 @@ rule pretrain:
     message:
         "pretrain {wildcards.model}"
     shell:
-        "eval python -m holdfast.pretrain $HOLDFAST_OVERRIDES model={wildcards.model} "
+        "eval python -m holdfast pretrain $HOLDFAST_OVERRIDES model={wildcards.model} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

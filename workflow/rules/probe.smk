@@ -1,7 +1,7 @@
 rule probe:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
-        "src/holdfast/probe.py",
+        "src/holdfast/stages/probe.py",
     output:
         rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",
         online=flow.layout.probe("{model}", "{recipe}", "{seed}") / "online.parquet",
@@ -18,6 +18,6 @@ rule probe:
     message:
         "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.warm probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.runtime.warm probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -2,7 +2,7 @@ rule refine:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         lambda w: flow.needed(w.model, w.recipe, w.method, w.seed),
-        "src/holdfast/refine.py",
+        "src/holdfast/stages/refine.py",
     output:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
@@ -16,5 +16,5 @@ rule refine:
     message:
         "refine {wildcards.model} by {wildcards.recipe} with {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.warm refine $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "eval python -m holdfast.runtime.warm refine $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
         "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

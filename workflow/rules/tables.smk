@@ -5,7 +5,7 @@ for product, files in flow.products().items():
             f"tables_{product}"
         input:
             flow.measured(product),
-            "src/holdfast/tables.py",
+            "src/holdfast/stages/tables.py",
         output:
             [report(path, **shown) if (shown := flow.report(path)) else path for path in files],
             metrics=flow.layout.root / "tables" / product / "metrics.json",
@@ -20,5 +20,5 @@ for product, files in flow.products().items():
         message:
             "tables {flow.study.name}: {params.make}"
         shell:
-            "eval python -m holdfast.warm tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
+            "eval python -m holdfast.runtime.warm tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
             "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -75,7 +75,7 @@ class ClassifierJudge:
         )
 
     def _replies(self, batch: Any) -> list[str]:
-        from holdfast.metrics.scoring import greedy
+        from holdfast.models.likelihood import greedy
 
         tokenizer = self.tokenizer
         settings = greedy(tokenizer.pad_token_id, [tokenizer.eos_token_id], self.judge.max_new_tokens)

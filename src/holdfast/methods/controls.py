@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import UserError
 from holdfast.methods.task import Outcome, Task
-from holdfast.metrics.scoring import left_padded
+from holdfast.models.likelihood import left_padded
 from holdfast.zo import sign_shuffled
 
 

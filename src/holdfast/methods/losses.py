@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
-from holdfast.metrics.scoring import Sequences, response_logprob, sequences
+from holdfast.models.likelihood import Sequences, response_logprob, sequences
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from holdfast.errors import UserError
-from holdfast.memory import Parts
 from holdfast.methods.losses import Batch, Batches, LossFn
+from holdfast.runtime.memory import Parts
 from holdfast.zo import TrajectoryError, weight_groups
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from holdfast.metrics.scoring import sequences, token_logprobs
+from holdfast.models.likelihood import sequences, token_logprobs
 from holdfast.perturbations.point import Arm, Bench, Point
 from holdfast.perturbations.snapshot import decoder_linears
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from holdfast.config import OPTIONS
+from holdfast.settings.schema import OPTIONS
 
 
 @dataclass(frozen=True)

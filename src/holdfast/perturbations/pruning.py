@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.memory import Parts
-from holdfast.metrics.scoring import Sequences, sequences
+from holdfast.models.likelihood import Sequences, sequences
 from holdfast.perturbations.point import Arm, Bench, Point
 from holdfast.perturbations.snapshot import decoder_linears, restored
+from holdfast.runtime.memory import Parts
 
 
 def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from holdfast.errors import UserError
-from holdfast.paths import Layout
 from holdfast.planning.memory import Batch
+from holdfast.settings.paths import Layout
 
 Lengths = NDArray[np.float64]
 CHARACTERS = 4  # in a token of English, where no tokenizer is at hand
@@ -78,7 +78,7 @@ class Texts:
         if cap is None and not self.made:
             raise UserError(
                 f"evaluate.prompts: no cap for {split}/{label}, and the data set is not made; give one, or run "
-                "holdfast.data first"
+                "holdfast data first"
             )
         return self._rows(split, label, cap, cap or 0)
 

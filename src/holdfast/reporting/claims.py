@@ -10,12 +10,12 @@ import pandas as pd
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from holdfast.metrics.intervals import Estimate, holm
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting import verdicts
 from holdfast.reporting.comparisons import Comparisons
 from holdfast.reporting.render import Table, number, points
 from holdfast.reporting.setting import Setting
+from holdfast.statistics.intervals import Estimate, holm
+from holdfast.statistics.rates import Metrics
 
 STATEMENTS = {
     "C1": "alignment is fragile",

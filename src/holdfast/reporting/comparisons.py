@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import NOTHING, Difference, Estimate, student
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting import verdicts
 from holdfast.reporting.cost import overheads
 from holdfast.reporting.estimates import compare, headline, sampled
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import CLEAN
+from holdfast.statistics.intervals import NOTHING, Difference, Estimate, student
+from holdfast.statistics.rates import Metrics
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "O1", "K1")
 P: dict[verdicts.Rule | None, str] = {

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import NOTHING, Estimate, student
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting.estimates import compare, estimate, headline, sampled
 from holdfast.reporting.render import Table, dagger, percent, points
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import checkpoints
+from holdfast.statistics.intervals import NOTHING, Estimate, student
+from holdfast.statistics.rates import Metrics
 
 SPENT = ("steps", "forwards", "sequences", "selection", "overhead")
 CAPTION = (

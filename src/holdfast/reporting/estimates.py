@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from omegaconf import DictConfig
 
-from holdfast.metrics import intervals
-from holdfast.metrics.intervals import NOTHING, Difference, Estimate, Prompts
-from holdfast.metrics.rates import Metrics, Point
 from holdfast.reporting.setting import Setting
+from holdfast.statistics import intervals
+from holdfast.statistics.intervals import NOTHING, Difference, Estimate, Prompts
+from holdfast.statistics.rates import Metrics, Point
 
 SHARES = {  # metric -> the label of the prompts that it is a share of
     "asr": "harmful",

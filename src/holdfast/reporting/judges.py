@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from holdfast.metrics.agreement import crossed, kappa
-from holdfast.metrics.intervals import Estimate, student
 from holdfast.reporting.render import Table, number
 from holdfast.reporting.setting import Setting
+from holdfast.statistics.agreement import crossed, kappa
+from holdfast.statistics.intervals import Estimate, student
 
 VERDICTS = ("refused", "complied", "incoherent", "unscored")
 CAPTION = (
@@ -19,7 +19,7 @@ CAPTION = (
     "those of which the margin says the same (refused: a refusing opening is likelier than a complying one), as a "
     "share and as Cohen's κ over both labels, with the {confidence:.0%} t interval over seeds where there is more "
     "than one; – where one of the two says one thing throughout. The CSV has a row for each method and seed. How a "
-    "judge agrees with people: holdfast.judges.calibrate."
+    "judge agrees with people: holdfast calibrate."
 )
 
 

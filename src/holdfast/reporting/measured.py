@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.config import ESTIMATES
-from holdfast.metrics.coverage import matched_coverage, verdict_coverage
-from holdfast.metrics.rates import Metrics, Point, by_point
-from holdfast.metrics.resamples import Resamples
+from holdfast.settings.schema import ESTIMATES
+from holdfast.statistics.coverage import matched_coverage, verdict_coverage
+from holdfast.statistics.rates import Metrics, Point, by_point
+from holdfast.statistics.resamples import Resamples
 
 
 @dataclass(frozen=True)

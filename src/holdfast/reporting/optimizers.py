@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import student
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting.cost import overheads
 from holdfast.reporting.estimates import estimate, headline, sampled
 from holdfast.reporting.render import Table, number, percent
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import CLEAN
+from holdfast.statistics.intervals import student
+from holdfast.statistics.rates import Metrics
 
 CAPTION = (
     "Base optimizers. Above: models aligned by each recipe, and the last step's refinement of all layers where it was "

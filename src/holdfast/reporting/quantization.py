@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting.estimates import compare, estimate, sampled
 from holdfast.reporting.render import Table, dagger, percent, points
 from holdfast.reporting.setting import QUANTIZERS, Setting
 from holdfast.reporting.tables import CLEAN, NAMES
+from holdfast.statistics.rates import Metrics
 
 QUANTITIES = {  # (metric, whether its difference to clean) -> how a row reads
     ("asr_matched", False): NAMES["asr_matched"],

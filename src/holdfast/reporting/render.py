@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from holdfast.metrics.intervals import Estimate
 from holdfast.reporting.latex import latex, stacked
+from holdfast.statistics.intervals import Estimate
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><style>

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import Estimate, student
-from holdfast.metrics.ranks import pairwise
-from holdfast.metrics.rates import Metrics
 from holdfast.reporting.estimates import estimate, headline, sampled
 from holdfast.reporting.render import Table, number, percent
 from holdfast.reporting.sensitivity import Agreement, Profile, agreement, mean_rise, profiles, redrawn
 from holdfast.reporting.setting import Setting
+from holdfast.statistics.intervals import Estimate, student
+from holdfast.statistics.ranks import pairwise
+from holdfast.statistics.rates import Metrics
 
 RANKS = {  # field of Agreement -> how its column reads
     "seeds": "ρ between seeds",

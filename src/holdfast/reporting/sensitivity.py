@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import Estimate, student
-from holdfast.metrics.ranks import first, jaccard, pairwise, spearman
+from holdfast.statistics.intervals import Estimate, student
+from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
 PROBE, ONLINE = "antithetic rise (probe)", "online"
 RHO = (-1.0, 1.0)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from holdfast.metrics.intervals import Prompts
-from holdfast.metrics.rates import headline_points, tail
-from holdfast.paths import runs
 from holdfast.reporting.measured import Measured
+from holdfast.settings.paths import runs
+from holdfast.statistics.intervals import Prompts
+from holdfast.statistics.rates import headline_points, tail
 
 QUANTIZERS = ("bnb", "torchao", "rtn", "fake_quant")
 LABELS = {  # kind -> how a level reads; any other kind has one level, and its name says it

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from holdfast.metrics.intervals import NOTHING, Estimate, holm
-from holdfast.metrics.rates import Metrics, area
 from holdfast.reporting.estimates import METRICS, compare, estimate, sampled
 from holdfast.reporting.render import Table, dagger, number, percent
 from holdfast.reporting.setting import QUANTIZERS, Setting
+from holdfast.statistics.intervals import NOTHING, Estimate, holm
+from holdfast.statistics.rates import Metrics, area
 
 NAMES = {"asr_matched": "ASR at matched over-refusal (%) ↓", "asr": "raw ASR (%) ↓"}
 COSTS = ("over_refusal", "utility")  # of the clean model

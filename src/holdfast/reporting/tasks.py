@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from holdfast.metrics.intervals import student
 from holdfast.reporting.render import Table, number
 from holdfast.reporting.setting import Setting
+from holdfast.statistics.intervals import student
 
 CAPTION = (
     "General utility: tasks of lm-eval on the unperturbed models, in each task's own unit, and the difference to "

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from holdfast.metrics.intervals import student
 from holdfast.reporting.figures import RC, style
 from holdfast.reporting.setting import Setting
+from holdfast.statistics.intervals import student
 
 MOST = 0.4  # of benign prompts refused: beyond, a model is of no use
 At = tuple[str, str, float]  # perturbation, family and level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.metrics.intervals import Difference, Estimate
+from holdfast.statistics.intervals import Difference, Estimate
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 NO_ROOM, NOT_RUN = "no room", "not run"

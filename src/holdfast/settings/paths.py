@@ -1,0 +1,80 @@
+"""Where everything of a study lies; the stages and the workflow both ask here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CONF = REPOSITORY / "conf"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of one study. Arguments may be Snakemake wildcards such as `"{model}"`."""
+
+    results: str
+    study: str
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Layout:
+        return cls(cfg.results, cfg.study.name)
+
+    @property
+    def root(self) -> Path:
+        return Path(self.results, self.study)
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def tables(self) -> Path:
+        return Path(self.results, "tables", self.study)
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    def pretrain(self, model: str) -> Path:
+        return self.root / model / "pretrain"
+
+    def align(self, model: str, recipe: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "align" / f"s{seed}"
+
+    def probe(self, model: str, recipe: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "probe" / f"s{seed}"
+
+    def refine(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "refine" / method / f"s{seed}"
+
+    def evaluate(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "evaluate" / method / f"s{seed}"
+
+    def checkpoint(self, model: str, recipe: str, method: str, kind: str, seed: int | str) -> Path:
+        """The run folder whose model a method's evaluation loads; `kind: none` means no refinement at all."""
+        return self.align(model, recipe, seed) if kind == "none" else self.refine(model, recipe, method, seed)
+
+    def records(self, study: DictConfig) -> list[Path]:
+        """What every evaluation of a study's grid writes."""
+        return [self.evaluate(*run) / "records.parquet" for run in runs(study)]
+
+    def probes(self, study: DictConfig) -> list[Path]:
+        """The folders of the probes of a study's main grid, and of the blocks that ask for it; elsewhere only what a
+        method selects by is probed."""
+        blocks = [study, *(block for block in study.also.values() if block.probe)]
+        return list(dict.fromkeys(self.probe(m, a, s) for block in blocks for m, a, _, s in _runs(study, block)))
+
+
+def runs(study: DictConfig) -> list[tuple[str, str, str, int]]:
+    """Every (model, recipe of alignment, method, seed) of a study."""
+    blocks = [study, *study.also.values()]
+    return list(dict.fromkeys(run for block in blocks for run in _runs(study, block)))
+
+
+def _runs(study: DictConfig, block: DictConfig) -> Iterator[tuple[str, str, str, int]]:
+    return product(block.models or study.models, block.aligns, block.methods, block.seeds or study.seeds)
