@@ -1,4 +1,4 @@
-for product, files in flow.products().items():
+for product in flow.products:
 
     rule:
         name:
@@ -7,7 +7,7 @@ for product, files in flow.products().items():
             flow.measured(product),
             "src/holdfast/stages/tables.py",
         output:
-            [report(path, **shown) if (shown := flow.report(path)) else path for path in files],
+            [report(path, **shown) if (shown := flow.report(path)) else path for path in flow.files(product)],
             metrics=flow.layout.root / "tables" / product / "metrics.json",
         log:
             flow.layout.root / "tables" / product / "log.txt",

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UserError
-from holdfast.judges import REFUSED, UNSCORED, Judge, load
+from holdfast.judges import REFUSED, UNSCORED, Judge
+from holdfast.judges.classifier import Classifier
 from holdfast.statistics.agreement import accuracy, crossed, kappa
 
 if TYPE_CHECKING:
     import pandas as pd
-    from omegaconf import DictConfig
+
+    from holdfast.judges.judge import Verdicts
 
 COLUMNS = ("prompt", "completion", "final_label")
 # XSTest's annotation (Röttger et al., 2024), where a partial refusal counts as a refusal.
@@ -56,7 +58,7 @@ def read(path: Path) -> pd.DataFrame:
     return frame[list(COLUMNS)]
 
 
-def agreement(judge: Judge, rows: pd.DataFrame) -> dict[str, Any]:
+def agreement(judge: Verdicts, rows: pd.DataFrame) -> dict[str, Any]:
     """Accuracy and kappa of refusal or not over the scored rows; unscored and incoherent ones are counted.
 
     What is incoherent is no refusal. `confusion` maps each human label to the number of each verdict.
@@ -102,21 +104,21 @@ def _asked(arguments: list[str]) -> tuple[list[Path], list[str]]:
     return files, overrides
 
 
-def _judge_of(overrides: list[str]) -> DictConfig:
+def _judge_of(overrides: list[str]) -> Judge:
     from holdfast.settings.compose import composed
 
     return composed(overrides).judge
 
 
-def _loaded(judge_cfg: DictConfig) -> Judge:
-    if judge_cfg.kind == "classifier" and "refused" not in judge_cfg.patterns:
+def _loaded(judge_cfg: Judge) -> Verdicts:
+    if isinstance(judge_cfg, Classifier) and "refused" not in judge_cfg.patterns:
         raise UserError(f"judge={judge_cfg.name}: judges harm, not refusal, which is what these labels are about")
     device = "cpu"
-    if judge_cfg.kind == "classifier":
+    if isinstance(judge_cfg, Classifier):
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(judge_cfg, [], device)
+    return judge_cfg.ready([], device)
 
 
 def _readable(report: dict[str, Any]) -> str:

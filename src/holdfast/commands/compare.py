@@ -12,17 +12,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
 from holdfast.reporting.records import Evidence, outcomes
 from holdfast.runtime.tracking import flatten
+from holdfast.settings.compose import read
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from holdfast.reporting import Setting
+    from holdfast.reporting.setting import Setting
     from holdfast.statistics.rates import Metrics
 
 Settings = dict[str, Any]  # dotted key -> value
@@ -35,7 +37,7 @@ class Study:
 
     name: str
     layout: Layout
-    cfg: DictConfig
+    cfg: Config
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Study:
@@ -43,9 +45,7 @@ class Study:
         written = layout.root / "tables" / "estimates" / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: no tables of a study there ({written} is missing); give results/<study>")
-        cfg = OmegaConf.load(written)
-        assert isinstance(cfg, DictConfig)
-        return cls(name, layout, cfg)
+        return cls(name, layout, read(OmegaConf.to_container(OmegaConf.load(written))))  # type: ignore[arg-type]
 
     def settings(self, run: tuple[str, str, str, int]) -> Settings:
         """What one run's stages were given, as they wrote it; names, which tell runs apart anyway, aside."""
@@ -114,7 +114,7 @@ def _between(studies: list[Study]) -> tuple[str, dict[str, Settings]]:
             key if len({str(s[key]) for s in each.values() if key in s}) == 1 else f"{key} of {run}": value
             for run, settings in each.items()
             for key, value in settings.items()
-        } | dict(flatten({"tables": OmegaConf.to_container(study.cfg.tables)}))
+        } | dict(flatten({"tables": study.cfg.tables.model_dump()}))
     return "studies", columns
 
 
@@ -175,7 +175,8 @@ def _measured(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
     methods are compared, by model and recipe; of several the studies, by model, recipe and method."""
     import pandas as pd
 
-    from holdfast.reporting import Measured, Setting
+    from holdfast.reporting.measured import Measured
+    from holdfast.reporting.setting import Setting
 
     first = studies[0]
     if len(studies) == 1:
@@ -190,11 +191,15 @@ def _measured(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
         frames.append(found.assign(model=model, method=study.name).drop(columns="recipe"))
     measured = Measured.of(pd.concat(frames, ignore_index=True), first.cfg, simulate=False)
     setting = Setting.of(measured, first.cfg)
-    kinds = {name: p.kind for study in studies for name, p in study.cfg.perturb.items()}
+    perturbations = {name: p for study in studies for name, p in study.cfg.perturb.items()}
     asked = [_asked(study) for study in studies]
     seeds = [list(study.cfg.study.seeds) for study in studies]
     same = all(one.equals(asked[0]) for one in asked) and all(one == seeds[0] for one in seeds)
-    return measured.metrics, dataclasses.replace(setting, methods=[s.name for s in studies], kinds=kinds), same
+    return (
+        measured.metrics,
+        dataclasses.replace(setting, methods=[s.name for s in studies], perturbations=perturbations),
+        same,
+    )
 
 
 def _asked(study: Study) -> pd.DataFrame:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
 from holdfast.settings.compose import composed
+from holdfast.settings.options import Config
 from holdfast.settings.paths import REPOSITORY, Layout
 
 HERE = ("data.dir", "model.origin", "results", "tracking.dir")  # paths, given from where the user stands
@@ -70,7 +69,7 @@ def _is_path(key: str, value: str) -> bool:
     return key != "model.origin" or Path(value).is_dir()  # which may be a Hub id
 
 
-def _method(cfg: DictConfig) -> str:
+def _method(cfg: Config) -> str:
     """The one method beside the reference."""
     methods = [method for method in cfg.study.methods if method != cfg.study.reference]
     if len(methods) != 1 or len(cfg.study.methods) != 2:

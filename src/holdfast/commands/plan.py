@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from holdfast.runtime.run import quiet
 from holdfast.settings.compose import composed
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
-from holdfast.settings.schema import BY_PROBE
 
 if TYPE_CHECKING:
     from holdfast.planning.stages import Case, Demand
@@ -87,30 +85,26 @@ class Choices:
         # What models and methods are given may be wrong for the model that is chosen where no study names one.
         bare = composed([o for o in overrides if not o.startswith(("model.", "method."))])
         self.models = list(dict.fromkeys(model for model, *_ in runs(bare.study)))
-        self.found: dict[tuple[str, ...], DictConfig] = {}
+        self.found: dict[tuple[str, ...], Config] = {}
         self.cfg = self.of(self.models[0])
 
-    def of(self, model: str, *chosen: str) -> DictConfig:
+    def of(self, model: str, *chosen: str) -> Config:
         """Composed with these choices; only what a plan reads."""
         own = self._composed(f"model={model}")
         if not chosen or not self._alike(model):
             return self._composed(f"model={model}", *chosen)
-        cfg = self._composed(f"model={self.models[0]}", *chosen).copy()
-        cfg.model = own.model
-        return cfg
+        return self._composed(f"model={self.models[0]}", *chosen).changed(model=own.model)
 
     @cache  # noqa: B019 - one instance lives as long as the plan
     def _alike(self, model: str) -> bool:
         """Whether the model differs from the first one in its own section alone."""
-        own, first = (OmegaConf.to_container(cfg) for cfg in (self._composed(f"model={model}"), self.cfg))
-        assert isinstance(own, dict)
-        assert isinstance(first, dict)
+        own, first = (cfg.as_dict() for cfg in (self._composed(f"model={model}"), self.cfg))
         return {**own, "model": None} == {**first, "model": None}
 
-    def _composed(self, *chosen: str) -> DictConfig:
+    def _composed(self, *chosen: str) -> Config:
         if chosen not in self.found:
             cfg = composed([*self.overrides, *chosen])
-            self.found[chosen] = OmegaConf.masked_copy(cfg, [*READS, "results"])
+            self.found[chosen] = cfg.only((*READS, "results"))
         return self.found[chosen]
 
 
@@ -130,26 +124,26 @@ def jobs(choices: Choices) -> Iterator[Job]:
             yield Job(model, stage, name, count, case, STAGES[stage](case), machine)
 
 
-def _stages(choices: Choices, cfg: DictConfig, model: str) -> Iterator[tuple[str, str, list[str], int]]:
+def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, str, list[str], int]]:
     """(stage, of what, what it is composed with, how many runs) of a model."""
     found = [(recipe, method, seed) for m, recipe, method, seed in runs(cfg.study) if m == model]
     methods = {m: choices.of(model, f"method={m}").method for m in dict.fromkeys(m for _, m, _ in found)}
     for recipe in dict.fromkeys(recipe for recipe, *_ in found):
         yield "align", recipe, [f"align={recipe}"], len({seed for r, _, seed in found if r == recipe})
     layout = Layout.of(cfg)
-    probes = {layout.probe(model, r, s) for r, m, s in found if methods[m].select.rule in BY_PROBE}
+    probes = {layout.probe(model, r, s) for r, m, s in found if methods[m].select.probed}
     probes |= {path for path in layout.probes(cfg.study) if path.is_relative_to(layout.root / model)}
     yield "probe", "", [], len(probes)
     for method, settings in methods.items():
-        if settings.kind != "none":
+        if settings.refines:
             yield "refine", method, [f"method={method}"], sum(m == method for _, m, _ in found)
     for words, unrefined in (("aligned", True), ("refined", False)):
-        alike = [m for _, m, _ in found if (methods[m].kind == "none") == unrefined]
+        alike = [m for _, m, _ in found if methods[m].refines != unrefined]
         if alike:
             yield "evaluate", words, [f"method={alike[0]}"], len(alike)
 
 
-def machine_of(cfg: DictConfig) -> Machine:
+def machine_of(cfg: Config) -> Machine:
     """As stated, or as measured where nothing is."""
     from holdfast.planning.shape import dtype_of
     from holdfast.planning.work import Machine
@@ -169,7 +163,7 @@ def _measured(dtype: str) -> Machine:
     return measured(dtype)
 
 
-def memories(cfg: DictConfig) -> list[float]:
+def memories(cfg: Config) -> list[float]:
     """GiB to judge by: those of the GPUs given, or this machine's own."""
     return list(cfg.plan.gpu_gib) or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB]
 
@@ -181,7 +175,7 @@ def report(overrides: list[str]) -> str:
     return "\n\n".join(part for part in (_head(cfg, planned), _table(cfg, planned), _advice(cfg, planned)) if part)
 
 
-def _head(cfg: DictConfig, planned: list[Job]) -> str:
+def _head(cfg: Config, planned: list[Job]) -> str:
     study = cfg.study
     device = f"GPUs of {' and '.join(f'{g:g}' for g in cfg.plan.gpu_gib)} GiB" if cfg.plan.gpu_gib else "this CPU"
     count = len(runs(study))
@@ -191,7 +185,7 @@ def _head(cfg: DictConfig, planned: list[Job]) -> str:
     return "\n".join(lines)
 
 
-def _table(cfg: DictConfig, planned: list[Job]) -> str:
+def _table(cfg: Config, planned: list[Job]) -> str:
     from tabulate import tabulate
 
     rows: list[dict[str, Any]] = []
@@ -215,7 +209,7 @@ def _fits(job: Job, gib: float) -> bool:
     return job.peak <= USABLE * gib * GIB
 
 
-def _advice(cfg: DictConfig, planned: list[Job]) -> str:
+def _advice(cfg: Config, planned: list[Job]) -> str:
     """A line for everything that does not fit."""
     from holdfast.planning.remedies import remedy
 

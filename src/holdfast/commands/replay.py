@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from holdfast.errors import UserError
 
 KEYS = ("base", "trajectory", "out")
@@ -28,13 +26,13 @@ def main(arguments: list[str]) -> str:
 
     from holdfast.models import load as models
     from holdfast.runtime.run import quiet
-    from holdfast.settings.schema import ModelConfig
+    from holdfast.settings.schema import Model
     from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
 
     quiet()
     try:
         dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
-        kind = OmegaConf.structured(ModelConfig(name="replayed", dtype=dtypes.pop()))
+        kind = Model(name="replayed", dtype=dtypes.pop())
         model, tokenizer = models.load(asked["base"], kind)
         origin = models.load(asked["origin"], kind)[0] if "origin" in asked else None
         steps = replay(model, trajectory, origin)

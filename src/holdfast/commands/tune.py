@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Config
 from holdfast.stages.evaluate import bench_of
 from holdfast.stages.refine import inputs as refine_inputs
 from holdfast.stages.refine import refined
@@ -31,7 +32,7 @@ def run(run: Run) -> None:
     from holdfast.perturbations import Arm, grid, perturbed
     from holdfast.statistics.rates import asr_and_auroc
 
-    if run.cfg.method.kind == "none":
+    if not run.cfg.method.refines:
         model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
         cost, stability = 0, None
     else:
@@ -66,8 +67,8 @@ def run(run: Run) -> None:
     run.finish({**flat, "sequences": cost, "stability": stability}, f"ASR {words}")
 
 
-def inputs(cfg: DictConfig) -> models.Inputs:
-    return models.aligned_inputs(cfg) if cfg.method.kind == "none" else refine_inputs(cfg)
+def inputs(cfg: Config) -> models.Inputs:
+    return refine_inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
 
 
 READS = ("model", "method", "refine", "perturb", "judge", "evaluate", "openings", "tables")

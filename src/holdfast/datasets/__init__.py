@@ -1,1 +1,5 @@
-"""Where prompts come from, and how a prompt becomes tokens."""
+"""Data sets: where prompts come from, and the rows that all of them are brought into."""
+
+from holdfast.datasets.options import DATASETS, DataSet
+
+__all__ = ["DATASETS", "DataSet"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from holdfast.runtime.memory import Parts
+from holdfast.settings.options import Config
 
 if TYPE_CHECKING:
     from holdfast.perturbations import Arm
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 class Scorer:
     """Encodes the prompts once, and takes every arm through the same batches."""
 
-    def __init__(self, tokenizer: Any, prompts: Any, cfg: DictConfig) -> None:
+    def __init__(self, tokenizer: Any, prompts: Any, cfg: Config) -> None:
         from holdfast.datasets.local import acknowledgement
         from holdfast.datasets.tokens import prompt_ids, response_ids
 
@@ -104,11 +103,9 @@ class Scorer:
         """Add the verdict: coherence is what the unperturbed `model` says of each distinct response."""
         import numpy as np
 
-        from holdfast import judges
-
         nll = self.response_nll(records, model)
         clean = nll[(records["family"] == "clean") & np.isfinite(nll)]
-        judge = judges.load(self.cfg.judge, clean.to_numpy(), str(model.device))
+        judge = self.cfg.judge.ready(clean.to_numpy(), str(model.device))
         said = records[records["response"].notna()]
         records["verdict"] = None
         records.loc[said.index, "verdict"] = judge.verdicts(

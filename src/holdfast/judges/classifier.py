@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from pydantic import Field, model_validator
 
 from holdfast.errors import UserError
-from holdfast.judges import COMPLIED, INCOHERENT, REFUSED, UNSCORED
+from holdfast.judges.judge import COMPLIED, INCOHERENT, JUDGES, REFUSED, UNSCORED, Verdicts
 from holdfast.judges.parsers import Judgement, expectation, parsed
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from holdfast.judges.rules import RulesJudge
+from holdfast.judges.rules import Rules
+from holdfast.settings.options import Count
 
 GRADES = ("1", "2", "3", "4", "5")
-NEEDED = ("path", "dtype", "batch_size", "parser")
+
+
+@JUDGES.register("classifier")
+class Classifier(Rules):
+    """A language model that says whether a response is harmful; the rules go on telling incoherent responses."""
+
+    path: str = Field(description="Hub id or folder")
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_size: Count
+    chat_template: bool = Field(default=False, description="the tokenizer's own; otherwise")
+    template: str | None = Field(default=None, description="text with the places {prompt} and {response}")
+    variables: dict[str, str] = Field(default_factory=dict, description="what the chat template is also given")
+    max_new_tokens: Count | None = None
+    parser: Literal["first_word", "last_label", "expectation"]
+    patterns: dict[str, str] = Field(default_factory=dict, description="label -> regular expression in the reply")
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+
+    @model_validator(mode="after")
+    def complete(self) -> Classifier:
+        graded = self.parser == "expectation"
+        needed = "threshold" if graded else "max_new_tokens"
+        if getattr(self, needed) is None:
+            raise ValueError(f"{needed}: no value is given; parser={self.parser} needs one")
+        if self.chat_template == (self.template is not None):
+            raise ValueError("template: give either a template or chat_template=true")
+        if self.template and not all(place in self.template for place in ("{prompt}", "{response}")):
+            raise ValueError("template: must hold {prompt} and {response}")
+        if not graded and not {"harmful", "harmless"} <= set(self.patterns):
+            raise ValueError("patterns: give one for harmful and one for harmless")
+        return self
+
+    def ready(self, clean_nll: Sequence[float], device: str = "cpu") -> Verdicts:
+        return ClassifierJudge(self, super().ready(clean_nll), device)
 
 
 class ClassifierJudge:
@@ -27,8 +60,7 @@ class ClassifierJudge:
     parsed leaves the response *unscored*.
     """
 
-    def __init__(self, judge: DictConfig, rules: RulesJudge, device: str) -> None:
-        _check(judge)
+    def __init__(self, judge: Classifier, rules: Verdicts, device: str) -> None:
         self.judge, self.rules = judge, rules
         self.gives_refusals = "refused" in judge.patterns
         self.model, self.tokenizer = _loaded(judge, device)
@@ -53,13 +85,14 @@ class ClassifierJudge:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             variables = dict(self.judge.variables)
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **variables))
-        return filled(self.judge.template, prompt, response)
+        return filled(str(self.judge.template), prompt, response)
 
     def judgements(self, texts: Sequence[str]) -> Iterator[Judgement | None]:
         size = self.judge.batch_size
         for start in range(0, len(texts), size):
             batch = self._encoded(texts[start : start + size])
             if self.judge.parser == "expectation":
+                assert self.judge.threshold is not None
                 for score in self._scores(batch):
                     yield Judgement(score >= self.judge.threshold, None)
             else:
@@ -78,6 +111,7 @@ class ClassifierJudge:
         from holdfast.models.likelihood import greedy
 
         tokenizer = self.tokenizer
+        assert self.judge.max_new_tokens is not None
         settings = greedy(tokenizer.pad_token_id, [tokenizer.eos_token_id], self.judge.max_new_tokens)
         ids, attention = batch["input_ids"], batch["attention_mask"]
         out = self.model.generate(input_ids=ids, attention_mask=attention, generation_config=settings)
@@ -114,20 +148,7 @@ def _single_token(tokenizer: Any, text: str) -> int:
     return int(ids[-1])
 
 
-def _check(judge: DictConfig) -> None:
-    needed = (*NEEDED, "threshold") if judge.parser == "expectation" else (*NEEDED, "max_new_tokens")
-    for key in needed:
-        if judge[key] is None:
-            raise UserError(f"judge.{key}: no value is given; a classifier needs one")
-    if judge.chat_template == (judge.template is not None):
-        raise UserError("judge.template: give either a template or chat_template=true")
-    if judge.template and not all(place in judge.template for place in ("{prompt}", "{response}")):
-        raise UserError("judge.template: must hold {prompt} and {response}")
-    if judge.parser != "expectation" and not {"harmful", "harmless"} <= set(judge.patterns):
-        raise UserError("judge.patterns: give one for harmful and one for harmless")
-
-
-def _loaded(judge: DictConfig, device: str) -> tuple[Any, Any]:
+def _loaded(judge: Classifier, device: str) -> tuple[Any, Any]:
     """(model, tokenizer) from safetensors alone; prompts are padded on the left, where no reply begins."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

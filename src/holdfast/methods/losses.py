@@ -1,140 +1,74 @@
-"""Per-example alignment losses over harmful and benign prompts, shared by the probe and every method."""
+"""Per-example alignment losses over harmful and benign prompts, shared by the probe and every method.
+
+A loss is a function (model, batch) -> (n,). `reads` says which sequences a batch holds for each example:
+
+`response`: the prompt with its response; n rows.
+`pair`: with its response, then all prompts with their rejected answers; 2n rows.
+`openings`: with every opening of a refusal and of a compliance; n rows an opening.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from holdfast.methods.method import LOSSES
 
-from holdfast.datasets.tokens import prompt_ids, response_ids
-from holdfast.models.likelihood import Sequences, response_logprob, sequences
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from holdfast.methods.batches import Batch
 
-@dataclass(frozen=True)
-class Example:
-    prompt: list[int]
-    response: list[int]
-    rejected: list[int]  # what the data give as such, or else the opening of the other answer
-    harmful: bool
+LossFn = Callable[[Any, "Batch"], "Tensor"]
+Reads = Literal["response", "pair", "openings"]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """`sequences` holds n rows (`nll`), n rows per opening (`margin`), or n responses and then n rejected ones
-    (`dpo`); `sign` is +1 harmful, −1 benign, (n,); `reference` the reference model's log-ratios times `beta`, (n,)."""
+def loss(name: str, read: Reads = "response") -> Callable[[LossFn], LossFn]:
+    """Decorator: the loss of that name, and what it reads."""
 
-    sequences: Sequences
-    sign: Tensor
-    refusals: int
-    openings: int
-    beta: float = 0.0
-    reference: Tensor | float = 0.0
+    def add(function: LossFn) -> LossFn:
+        function.reads = read  # type: ignore[attr-defined]
+        return LOSSES.register(name)(function)
 
-    def __len__(self) -> int:
-        return len(self.sign)
-
-    def __getitem__(self, rows: slice) -> Batch:
-        """Some of the examples, with all their sequences."""
-        s, n = self.sequences, len(self)
-
-        def of(found: Tensor) -> Tensor:  # (k n, t) -> (k rows, t)
-            return found.unflatten(0, (-1, n))[:, rows].flatten(0, 1)
-
-        kept = replace(s, ids=of(s.ids), attention=of(s.attention), response=of(s.response))
-        reference = self.reference[rows] if isinstance(self.reference, Tensor) else self.reference
-        return replace(self, sequences=kept, sign=self.sign[rows], reference=reference)
+    return add
 
 
-LossFn = Callable[[Any, Batch], Tensor]
+def reads(function: LossFn) -> Reads:
+    """`response` unless the function says otherwise."""
+    return getattr(function, "reads", "response")
 
 
+@loss("nll")
 def nll(model: Any, batch: Batch) -> Tensor:
     """Mean negative log-likelihood per token of the reference response, (n,)."""
+    from holdfast.models.likelihood import response_logprob
+
     return -response_logprob(model, batch.sequences) / batch.sequences.response[:, 1:].sum(1)
 
 
+@loss("margin", "openings")
 def margin(model: Any, batch: Batch) -> Tensor:
     """softplus(∓ refusal margin), (n,): refusing harmful prompts and complying with benign ones lowers it."""
+    from torch.nn.functional import softplus
+
+    from holdfast.models.likelihood import response_logprob
+
     scores = response_logprob(model, batch.sequences).view(batch.openings, -1)  # (openings, n)
     difference = scores[: batch.refusals].logsumexp(0) - scores[batch.refusals :].logsumexp(0)
     return softplus(-batch.sign * difference)
 
 
+@loss("dpo", "pair")
 def dpo(model: Any, batch: Batch) -> Tensor:
     """−log σ(β (log-ratio of chosen and rejected − that of the reference)), (n,) (Rafailov et al., NeurIPS 2023)."""
+    from torch.nn.functional import logsigmoid
+
     return -logsigmoid(batch.beta * log_ratio(model, batch) - batch.reference)
 
 
 def log_ratio(model: Any, batch: Batch) -> Tensor:
-    """log p(response) − log p(rejected), (n,), of a batch for `dpo`."""
+    """log p(response) − log p(rejected), (n,), of a batch of pairs."""
+    from holdfast.models.likelihood import response_logprob
+
     chosen, rejected = response_logprob(model, batch.sequences).view(2, -1)
     return chosen - rejected
-
-
-LOSSES: dict[str, LossFn] = {"nll": nll, "margin": margin, "dpo": dpo}
-
-
-class Batches:
-    """Draws and encodes batches, harmful and benign in equal parts."""
-
-    def __init__(
-        self, rows: Any, tokenizer: Any, openings: Any, loss: str, device: torch.device, beta: float = 0.0
-    ) -> None:
-        encode = [
-            [response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)
-        ]
-        self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
-        self.loss, self.pad, self.device, self.beta = loss, tokenizer.pad_token_id, device, beta
-        self.references: dict[int, float] = {}  # id of an example -> beta times its log-ratio under the reference
-        self.examples = {
-            label: [
-                Example(
-                    prompt_ids(tokenizer, r.prompt),
-                    response_ids(tokenizer, r.response, end=True),
-                    response_ids(tokenizer, r.rejected, end=True)
-                    if r.rejected
-                    else encode[1 if r.label == "harmful" else 0][0],
-                    r.label == "harmful",
-                )
-                for r in rows[rows["label"] == label].itertuples()
-            ]
-            for label in ("harmful", "benign")
-        }
-
-    @torch.inference_mode()
-    def refer(self, model: Any, size: int) -> int:
-        """Take `model` as it is now for the reference of `dpo`; gives how many forwards of `size` rows that took."""
-        everything = [e for examples in self.examples.values() for e in examples]
-        chunks = [everything[start : start + size] for start in range(0, len(everything), size)]
-        for chunk in chunks:
-            ratios = (self.beta * log_ratio(model, self.encode(chunk))).tolist()
-            self.references.update(zip(map(id, chunk), ratios, strict=True))
-        return len(chunks)
-
-    def stream(self, size: int, seed: int) -> Iterator[Batch]:
-        """Endless batches; two streams of the same seed are the same."""
-        rng = random.Random(seed)
-        halves = {"harmful": size // 2, "benign": size - size // 2}
-        while True:
-            yield self.encode([e for label, n in halves.items() for e in rng.choices(self.examples[label], k=n)])
-
-    def encode(self, examples: list[Example]) -> Batch:
-        if self.loss == "margin":
-            pairs = [(e.prompt, opening) for opening in self.openings for e in examples]
-        else:
-            pairs = [(e.prompt, e.response) for e in examples]
-            pairs += [(e.prompt, e.rejected) for e in examples] if self.loss == "dpo" else []
-        sign = torch.tensor([1.0 if e.harmful else -1.0 for e in examples], device=self.device)
-        reference = torch.tensor([self.references.get(id(e), 0.0) for e in examples], device=self.device)
-        found = sequences(pairs, self.pad, self.device)
-        return Batch(found, sign, self.refusals, len(self.openings), self.beta, reference)
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences stand for one example."""
-        return {"nll": 1, "dpo": 2, "margin": len(self.openings)}[self.loss]

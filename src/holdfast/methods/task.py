@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
 from torch import nn
 
 from holdfast.errors import UserError
-from holdfast.methods.losses import Batch, Batches, LossFn
+from holdfast.methods.batches import Batch, Batches
+from holdfast.methods.losses import LossFn
 from holdfast.runtime.memory import Parts
 from holdfast.zo import TrajectoryError, weight_groups
 
@@ -23,18 +23,19 @@ T = TypeVar("T")
 
 @dataclass
 class Task:
-    """`layers` names the groups of `weight_groups(model)` to refine; `data` is a hash of the rows that `batches` draws
-    from; `origin` loads the model as it was before alignment; `trajectory` is where a zeroth-order method keeps its
-    log, and `source` the log of the method that a control repeats."""
+    """`layers` names the groups of `weight_groups(model)` to refine; `budget` is in forward-equivalents of one batch;
+    `context` holds what a log depends on beside a refiner's own settings; `origin` loads the model as it was before
+    alignment; `trajectory` is where a zeroth-order method keeps its log, and `source` the log of the method that a
+    control repeats."""
 
     model: Any
     loss: LossFn
     batches: Batches
     layers: list[str]
-    method: DictConfig
-    settings: DictConfig
+    budget: int
+    batch_size: int
     seed: int
-    data: str
+    context: dict[str, object]
     origin: Callable[[], Any]
     trajectory: Path
     source: Path | None
@@ -42,14 +43,9 @@ class Task:
     log: Callable[[dict[str, float]], None]
     parts: Parts = field(default_factory=lambda: Parts("refine.batch_size"))
 
-    @property
-    def budget(self) -> int:
-        """Forward-equivalents of one batch: what zeroth-order refinement of `steps` steps would spend."""
-        return round(2 * self.settings.queries * self.settings.steps * self.method.share)
-
     def stream(self) -> Iterator[Batch]:
         """The batches that all methods of this seed meet, in the same order."""
-        return self.batches.stream(self.settings.batch_size, self.seed)
+        return self.batches.stream(self.batch_size, self.seed)
 
     def logged(self, begin: Callable[[], T]) -> T:
         """`begin()`, which continues the log at `trajectory`. A log that does not fit may be all that is left of

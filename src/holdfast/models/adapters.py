@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from omegaconf import DictConfig
-
 from holdfast.errors import UserError
 
 
-def adapter(settings: DictConfig, seed: int) -> Any:
+def adapter(settings: Any, seed: int) -> Any:
     """PEFT's settings for all linear layers of the decoder, the head left out. Its first weights are drawn from
     torch's generator, which is seeded here."""
     import torch

@@ -13,7 +13,8 @@ from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.paths import CONF, Layout
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from holdfast.settings.options import Config
+    from holdfast.settings.schema import Model
 
 Inputs = dict[Path, str]  # file that a stage needs -> stage that makes it
 UNALIGNED = "none"  # the recipe of a model that comes aligned
@@ -21,23 +22,23 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "READ
 COPIES = ["*/*", "consolidated*"]  # the same weights in other forms
 
 
-def data_inputs(cfg: DictConfig) -> Inputs:
+def data_inputs(cfg: Config) -> Inputs:
     return {Layout.of(cfg).data / "metrics.json": "data"}
 
 
-def aligned_inputs(cfg: DictConfig) -> Inputs:
+def aligned_inputs(cfg: Config) -> Inputs:
     return {
         **data_inputs(cfg),
         Layout.of(cfg).align(cfg.model.name, cfg.align.name, cfg.seed) / "metrics.json": "align",
     }
 
 
-def base_of(model: DictConfig, layout: Layout) -> str:
+def base_of(model: Model, layout: Layout) -> str:
     """Where the model to align is: its Hub id or folder, or what this study pretrained."""
     return model.path or str(layout.pretrain(model.name) / "model")
 
 
-def origin_of(model: DictConfig, recipe: str, layout: Layout) -> str:
+def origin_of(model: Model, recipe: str, layout: Layout) -> str:
     """Where the model as it was before alignment is. Raises `UserError` for one that came aligned without it."""
     if recipe != UNALIGNED:
         return base_of(model, layout)
@@ -74,7 +75,7 @@ def fetched(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def load(path: str | Path, model: DictConfig) -> tuple[Any, Any]:
+def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     """(model, tokenizer) in eval mode on the best device, or spread over several by `model.device_map`, from a Hub id
     or a folder.
 

@@ -10,10 +10,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from holdfast.errors import UserError
 from holdfast.runtime.files import write_text
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -40,7 +39,7 @@ TRAJECTORY = """
   `holdfast replay base={given} trajectory=trajectory.jsonl out=replayed`"""
 
 
-def package(refined: Path, base: Path, given: str, cfg: DictConfig, out: Path) -> None:
+def package(refined: Path, base: Path, given: str, cfg: Config, out: Path) -> None:
     """Write `out`, whole or not at all, from the run folder of a refinement; `given` is how the user named `base`.
 
     Raises `UserError` where a tensor of the base is missing, has another shape or, if `model.dtype` is auto, another
@@ -100,7 +99,7 @@ def _agree(base: Path, made: Path, same_type: bool) -> str:
     return "names and types are those of the base"
 
 
-def _card(refined: Path, base: Path, given: str, cfg: DictConfig, said: str, log: bool) -> str:
+def _card(refined: Path, base: Path, given: str, cfg: Config, said: str, log: bool) -> str:
     spent = json.loads((refined / "metrics.json").read_text(encoding="utf-8"))
     layout, r = Layout.of(cfg), cfg.refine
     table = (layout.tables / "main.md").read_text(encoding="utf-8")

@@ -2,114 +2,42 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from holdfast.errors import UserError
-from holdfast.perturbations.point import Arm, Bench, Point
-from holdfast.perturbations.snapshot import decoder_matrices
-from holdfast.zo.kernels import add_noise
-from holdfast.zo.layers import decoder_stack
-from holdfast.zo.noise import Stream, Target
-
-ROWS = 1024  # of noise per place: what one token takes is one row, and a sequence goes through them in turn
+from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point
+from holdfast.settings.options import Count
 
 
-@contextmanager
-def activation_noise(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-    """h + level · s · z. `scale`: s is `relative` (the rms of the token's h) or `absolute` (1).
+@PERTURBATIONS.register("activation_noise")
+class ActivationNoise(Perturbation):
+    """h + level · s · z on the output h of every decoder layer, or of modules in it."""
 
-    `place`: `residual` (the output of each layer), `norm` (of each normalization in it) or `mlp`. `tokens`: those
-    of the `prompt`, those `generated` after it (whatever follows from a cache), or `all`.
+    scale: Literal["relative", "absolute"] = Field(description="relative: s is the rms of the token's h; absolute: 1")
+    place: Literal["residual", "norm", "mlp"] = Field(
+        description="the output of each layer, of each normalization in it, or of its MLP"
+    )
+    tokens: Literal["prompt", "generated", "all"]
+    worst_of: Count = Field(description="draws of which each prompt keeps the one with the lowest margin")
 
-    The noise of a token depends on its prompt, its position and its place alone: not on what else is in the batch,
-    how it is padded, or what ran before.
-    """
-    decoder_matrices(model)  # says so of an architecture of which only a part would be perturbed
-    places = dict(enumerate(_places(model, point.options["place"])))
-    with noise_at(model, places, point, bench.noise_seed, bench.pad):
-        yield Arm(model)
+    level = Level("σ")
+    label = "σ={level:g}"
+    random = True
 
+    @property
+    def subdraws(self) -> int:
+        return self.worst_of
 
-@contextmanager
-def noise_at(model: Any, places: dict[int, nn.Module], point: Point, seed: int, pad: int) -> Iterator[None]:
-    """Noise on the outputs of these modules, each with its own stream."""
-    noise = _Noise(point, seed, pad)
-    with ExitStack() as hooks:
-        hooks.callback(model.model.register_forward_pre_hook(noise.locate, with_kwargs=True).remove)
-        for place, module in places.items():
-            hooks.callback(module.register_forward_hook(noise.hook(place)).remove)
-        yield
+    @contextmanager
+    def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
+        from holdfast.perturbations.activations import How, noise_at, places_of
+        from holdfast.perturbations.snapshot import decoder_matrices
 
-
-def _places(model: nn.Module, place: str) -> list[nn.Module]:
-    """Raises `UserError` where a layer has none."""
-    layers = list(decoder_stack(model))
-    if place == "residual":
-        return layers
-    found = [[m for name, m in layer.named_children() if place in name] for layer in layers]  # `norm` or `mlp`
-    if not all(found):
-        raise UserError(f"place={place}: a layer of {type(model).__name__} has no module of that name")
-    return [module for modules in found for module in modules]
-
-
-class _Noise:
-    def __init__(self, point: Point, seed: int, pad: int) -> None:
-        self.level, self.relative = point.level, point.options["scale"] == "relative"
-        self.tokens = point.options["tokens"]
-        self.stream = Stream("gaussian", seed, point.draw)
-        self.pad = pad
-        self.tables: dict[tuple[int, torch.device], Tensor] = {}  # (ROWS, hidden), a place's on each device
-        self.starts: Tensor  # (n,): each prompt's first row
-        self.rows: dict[torch.device, Tensor] = {}  # (n, t): each token's row, on the devices that ask for it
-
-    def locate(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before a forward: which row of noise every token takes. A prompt begins where its own hash says."""
-        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
-        mask = kwargs.get("attention_mask")
-        if past == 0:  # the one time that the host has to see the tokens
-            kept = _before_padding(ids, self.pad) if mask is None else mask.bool()
-            prompts = (row[tokens].numpy().tobytes() for row, tokens in zip(ids.cpu(), kept.cpu(), strict=True))
-            self.starts = torch.tensor([zlib.crc32(prompt) % ROWS for prompt in prompts], device=ids.device)
-        if mask is None:
-            positions = torch.arange(past, past + ids.shape[1], device=ids.device)
-        else:
-            positions = mask.to(ids.device).cumsum(1)[:, past:] - 1
-        self.rows = {ids.device: (self.starts[:, None] + positions) % ROWS}
-        self.on = self.tokens == "all" or (self.tokens == "generated") == (past > 0)
-
-    def hook(self, place: int) -> Any:
-        def add(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden: Tensor = output[0] if isinstance(output, tuple) else output  # (n, t, hidden)
-            if not self.on:
-                return output
-            z = self._table(place, hidden)[self._rows(hidden.device)]
-            scale = hidden.float().square().mean(-1, keepdim=True).sqrt() if self.relative else 1.0
-            noisy = hidden + (z * scale * self.level).to(hidden.dtype)
-            return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
-
-        return add
-
-    def _rows(self, device: torch.device) -> Tensor:
-        if device not in self.rows:
-            self.rows[device] = next(iter(self.rows.values())).to(device)
-        return self.rows[device]
-
-    def _table(self, place: int, hidden: Tensor) -> Tensor:
-        key = place, hidden.device
-        if key not in self.tables:
-            table = torch.zeros(ROWS, hidden.shape[-1], device=hidden.device)
-            add_noise([Target(table, table, place, [1.0])], [0], self.stream, keep=False)
-            self.tables[key] = table
-        return self.tables[key]
-
-
-def _before_padding(ids: Tensor, pad: int) -> Tensor:
-    """(n, t) bool: all tokens but the padding at each row's end."""
-    return (ids != pad).flip(1).cumsum(1).flip(1) > 0
+        decoder_matrices(model)  # says so of an architecture of which only a part would be perturbed
+        places = dict(enumerate(places_of(model, self.place)))
+        how = How(point.level, point.draw, self.scale == "relative", self.tokens)
+        with noise_at(model, places, how, bench.noise_seed, bench.pad):
+            yield Arm(model)

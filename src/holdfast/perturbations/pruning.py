@@ -1,84 +1,49 @@
-"""Unstructured pruning of the decoder's linear layers; `level` is the share of weights set to zero."""
+"""Unstructured pruning of the decoder's linear layers; a level is the share of weights set to zero."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from holdfast.models.likelihood import Sequences, sequences
-from holdfast.perturbations.point import Arm, Bench, Point
-from holdfast.perturbations.snapshot import decoder_linears, restored
-from holdfast.runtime.memory import Parts
+from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point
+from holdfast.settings.options import Count
 
 
-def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:
-    """(out, in) with the ⌊share · in⌋ weights of each row that score lowest set to zero."""
-    lowest = scores.argsort(dim=1, stable=True)[:, : int(share * weight.shape[1])]
-    return weight.scatter(1, lowest, 0.0)
-
-
-@contextmanager
-def magnitude(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
+@PERTURBATIONS.register("magnitude")
+class Magnitude(Perturbation):
     """The smallest weights of each output go."""
-    with _without(model, point.level, lambda name, weight: weight.abs()):
-        yield Arm(model)
+
+    level = Level("share of the weights", most=1)
+    label = "{name} {percent:g} %"
+
+    @contextmanager
+    def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
+        from holdfast.perturbations.masks import without
+
+        with without(model, point.level, lambda name, weight: weight.abs()):
+            yield Arm(model)
 
 
-@contextmanager
-def wanda(model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
+@PERTURBATIONS.register("wanda")
+class Wanda(Perturbation):
     """The weights with the smallest |W_ij| · ‖x_j‖ of each output go (Sun et al., *A Simple and Effective Pruning
     Approach for Large Language Models*, 2023), x the inputs of that layer on benign training rows.
 
     Norms are taken on the dense model, all layers at once.
     """
-    norms = _input_norms(model, bench, point.options["calibration"])
-    with _without(model, point.level, lambda name, weight: weight.abs() * norms[name].to(weight.dtype)):
-        yield Arm(model)
 
+    calibration: Count = Field(description="benign training rows")
 
-@contextmanager
-def _without(model: Any, share: float, score: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Scores of one matrix at a time: `argsort` takes eight bytes a weight."""
-    weights = {name: linear.weight for name, linear in decoder_linears(model).items()}
-    with restored(weights):
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(pruned(weight, score(name, weight), share))
-        yield
+    level = Level("share of the weights", most=1)
+    label = "{name} {percent:g} %"
 
+    @contextmanager
+    def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
+        from holdfast.perturbations.masks import input_norms, without
 
-@torch.no_grad()
-def _input_norms(model: Any, bench: Bench, count: int) -> dict[str, Tensor]:
-    """‖x_j‖ of every linear layer's inputs over the tokens of `count` rows: name -> (in,). No logits are kept but one
-    position's, and no more than `bench.batch_size` rows run at once."""
-    linears = decoder_linears(model)
-    total: dict[str, Tensor] = {}
-
-    def read(rows: list[tuple[list[int], list[int]]]) -> None:
-        for name, squares in _squares(model, linears, sequences(rows, bench.pad, model.device)).items():
-            total[name] = total[name] + squares if name in total else squares
-
-    Parts("evaluate.batch_size", bench.batch_size).each(bench.training("benign")[:count], read)
-    return {name: squares.sqrt() for name, squares in total.items()}
-
-
-def _squares(model: Any, linears: dict[str, nn.Linear], batch: Sequences) -> dict[str, Tensor]:
-    """Sums of the squared inputs over a batch's tokens, name -> (in,); of a batch that fails nothing is counted."""
-    found: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            x = args[0].float() * batch.attention[..., None].to(args[0].device)  # (n, t, in)
-            found[name] = x.square().sum((0, 1))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, linear in linears.items():
-            hooks.callback(linear.register_forward_pre_hook(watch(name)).remove)
-        model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1, use_cache=False)
-    return found
+        norms = input_norms(model, bench, self.calibration)
+        with without(model, point.level, lambda name, weight: weight.abs() * norms[name].to(weight.dtype)):
+            yield Arm(model)

@@ -25,7 +25,7 @@ def evaluate(case: Case) -> Demand:
     parts = [case.texts.evaluated(*part) for part in SPLITS]
     useful, generated = parts[0], parts[0] + parts[1]
     scored = generated + parts[2]
-    if case.cfg.method.kind == "none":  # headline levels are chosen on it
+    if not case.cfg.method.refines:  # headline levels are chosen on it
         scored = scored + case.texts.evaluated("tune", "harmful")
     scoring = _scoring(case, scored)
     beside = [kept(case, perturb) for perturb in case.cfg.perturb.values()]
@@ -92,7 +92,7 @@ def _training(case: Case, rows: int) -> Batch:
 
 def _points(perturb: Any) -> tuple[int, int]:
     """How many times all prompts are scored, and how many times some are answered."""
-    tries = perturb.draws * (perturb.worst_of or 1)
+    tries = perturb.draws * perturb.subdraws
     answered = perturb.levels if perturb.generate is None else perturb.generate
     return len(perturb.levels) * tries, len(answered) * tries
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from holdfast.planning.evaluation import evaluate, kept
-from holdfast.planning.stages import GRADIENTS, Case, Demand, adapter, align, probe, refine
+from holdfast.planning.stages import Case, Demand, adapter, align, probe, refine
+from holdfast.settings.compose import read
 
 STAGES: dict[str, Callable[[Case], Demand]] = {"align": align, "probe": probe, "refine": refine, "evaluate": evaluate}
 # The keys of each stage's rows a batch, and the least that they may be.
@@ -23,10 +23,14 @@ RANK = 16  # of the adapters that are proposed
 
 def with_values(case: Case, values: Mapping[str, object]) -> Case:
     """The case with other values, by their dotted keys."""
-    cfg = case.cfg.copy()
+    data = case.cfg.as_dict()
     for key, value in values.items():
-        OmegaConf.update(cfg, key, value)
-    return replace(case, cfg=cfg)
+        *path, last = key.split(".")
+        part = data
+        for name in path:
+            part = part[name]
+        part[last] = value
+    return replace(case, cfg=read(data))
 
 
 def remedy(stage: str, case: Case, room: float) -> str:
@@ -42,9 +46,16 @@ def remedy(stage: str, case: Case, room: float) -> str:
     return "nothing that can be set here: a smaller model, or more memory"
 
 
+def _value(case: Case, key: str) -> int:
+    found: Any = case.cfg
+    for name in key.split("."):
+        found = getattr(found, name)
+    return int(found)
+
+
 def _halved(stage: str, case: Case) -> Iterator[tuple[Case, str]]:
     """Ever smaller batches, down to the smallest."""
-    sizes = {key: OmegaConf.select(case.cfg, key) for key in BATCHES[stage]}
+    sizes = {key: _value(case, key) for key in BATCHES[stage]}
     while any(size > BATCHES[stage][key] for key, size in sizes.items()):
         sizes = {key: max(BATCHES[stage][key], size // 2) for key, size in sizes.items()}
         yield with_values(case, sizes), " ".join(f"{key}={size}" for key, size in sizes.items())
@@ -54,7 +65,7 @@ def _otherwise(stage: str, case: Case) -> Iterator[tuple[float, str]]:
     """(bytes, what to do) of other ways, the mildest first."""
     if stage == "align" and case.cfg.align.kind != "zo":
         yield adapter(case, RANK), f"LoRA of rank {RANK} in the place of full fine-tuning"
-    if stage == "refine" and case.cfg.method.kind in {*GRADIENTS, "zeroth_order", "subspace"}:
+    if stage == "refine" and case.cfg.method.moved:
         count = len(case.shape.layers) // 2
         while count:
             chosen = {"method.select.rule": "top_k", "method.select.k": count}
@@ -65,6 +76,5 @@ def _otherwise(stage: str, case: Case) -> Iterator[tuple[float, str]]:
         heaviest = sorted(case.cfg.perturb, key=lambda name: -max(kept(case, case.cfg.perturb[name])))
         for place in range(1, len(heaviest) + 1):
             left = {name: case.cfg.perturb[name] for name in heaviest[place:]}
-            cfg = case.cfg.copy()
-            cfg.perturb = left
-            yield evaluate(replace(case, cfg=cfg)).memory, f"without the perturbations {', '.join(heaviest[:place])}"
+            fewer = replace(case, cfg=case.cfg.changed(perturb=left))
+            yield evaluate(fewer).memory, f"without the perturbations {', '.join(heaviest[:place])}"

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from holdfast.errors import UserError
+from holdfast.settings.schema import Model
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -50,7 +49,7 @@ class Shape:
         return sum(sorted(self.layers)[-count:])
 
 
-def shape_of(model: DictConfig, vocabulary: int) -> Shape:
+def shape_of(model: Model, vocabulary: int) -> Shape:
     """The shape of the section `model`; `vocabulary` is that of a model made in the run.
 
     Raises `UserError` where neither its folder, its YAML nor the Hub's cache on this machine has the configuration,
@@ -91,19 +90,20 @@ def shape_of(model: DictConfig, vocabulary: int) -> Shape:
     )
 
 
-def dtype_of(model: DictConfig, vocabulary: int) -> str:
+def dtype_of(model: Model, vocabulary: int) -> str:
     """The type of the weights as they are loaded."""
     if model.dtype != "auto":
         return str(model.dtype)
     return str(config_of(model, vocabulary).dtype or "float32").removeprefix("torch.")
 
 
-def config_of(model: DictConfig, vocabulary: int) -> Any:
+def config_of(model: Model, vocabulary: int) -> Any:
     """What transformers makes the model of. Raises `UserError` as `shape_of` does."""
     from transformers import AutoConfig
 
     if model.path is None:
         s = model.shape
+        assert s is not None
         return AutoConfig.for_model(
             "llama",
             hidden_size=s.hidden_size,
@@ -113,7 +113,7 @@ def config_of(model: DictConfig, vocabulary: int) -> Any:
             vocab_size=vocabulary,
         )
     if model.architecture and not Path(model.path).is_dir():
-        given: dict[str, Any] = OmegaConf.to_container(model.architecture)  # type: ignore[assignment]
+        given = dict(model.architecture)
         kind = given.pop("model_type", None)
         try:
             return AutoConfig.for_model(kind, **given)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-
-from omegaconf import DictConfig
+from typing import Any
 
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Batch
 from holdfast.planning.shape import Shape
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Pass
+from holdfast.settings.options import Config
 
 SCRATCH = 2**26  # bytes in which the subspace places its tensors
 PASS = 1 + work.BACKWARD  # forward-equivalents of a first-order step
-# Gradients that a step asks for, by the kind of the method.
-GRADIENTS = {"first_order": 1, "smoothed": 1, "neftune": 1, "weight_averaging": 1, "noise_stability": 2, "sam": 2}
 
 
 @dataclass(frozen=True)
 class Case:
     """A composed study, the shape of its model, its texts, and whether stages run on a GPU."""
 
-    cfg: DictConfig
+    cfg: Config
     shape: Shape
     texts: Texts
     cuda: bool
@@ -41,11 +39,11 @@ class Demand:
 
 
 def align(case: Case) -> Demand:
-    """See `holdfast.align`: all weights train, in float32 with their gradients and AdamW's moments, and on a GPU with
-    a copy in half precision where they came so; or an adapter does, beside a copy of the weights in main memory. A
-    model that comes aligned takes nothing."""
+    """See `holdfast.recipes`: all weights train, in float32 with their gradients and AdamW's moments, and on a GPU
+    with a copy in half precision where they came so; or an adapter does, beside a copy of the weights in main memory.
+    A model that comes aligned takes nothing."""
     a, s, texts = case.cfg.align, case.shape, case.texts
-    if a.kind == "none":
+    if not a.trains:
         return Demand(0.0, 0, 0, [])
     if a.kind == "zo":
         return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
@@ -77,19 +75,19 @@ def adapter(case: Case, rank: int) -> float:
     return s.bytes * (1 if case.cuda else 2) + running
 
 
-def _loss(align: DictConfig) -> str:
+def _loss(align: Any) -> str:
     """Of ours, the one whose sequences are those of the recipe."""
     return "dpo" if align.kind == "dpo" else "nll"
 
 
-def _reference(case: Case, settings: DictConfig) -> int:
+def _reference(case: Case, settings: Any) -> int:
     """Batches in which the reference of DPO reads the training rows: as many as training meets, where they are not
     known."""
     return math.ceil(len(case.texts.train) / settings.batch_size) if case.texts.made else settings.steps
 
 
 def probe(case: Case) -> Demand:
-    """See `holdfast.sensitivities`."""
+    """See `holdfast.probing.probe`."""
     p, s = case.cfg.probe, case.shape
     batch = case.texts.losses(p.loss, p.batch_size, p.prompts)
     online = case.texts.losses(p.loss, p.online.batch_size, p.online.batch_size * max(1, p.online.steps))
@@ -120,16 +118,16 @@ def probe(case: Case) -> Demand:
 def refine(case: Case) -> Demand:
     """See `holdfast.methods`, one case a kind."""
     r, m, s = case.cfg.refine, case.cfg.method, case.shape
-    budget = round(2 * r.queries * r.steps * m.share)
+    budget = m.budget(r)
     worst = case.texts.losses(r.loss, r.batch_size, r.batch_size * r.steps)
     some, everything = m.select.rule.endswith("_k"), m.select.rule == "everything"
     chosen = s.chosen(m.select.k) if some else sum(s.groups) if everything else s.matrices
-    if m.kind in GRADIENTS:
-        found = _gradients(case, worst, chosen, max(1, budget // (PASS * GRADIENTS[m.kind])))
+    if m.passes:
+        found = _gradients(case, worst, chosen, max(1, budget // m.passes))
     elif m.kind in ("zeroth_order", "subspace"):
         subspace = m.kind == "subspace"
         moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
-        found = _two_point(case, r, r.loss, max(1, budget // (2 * r.queries)), moved)
+        found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
     else:
         found = _without_loss(case, worst, budget)
     if r.loss != "dpo":
@@ -149,10 +147,11 @@ class Moved:
     subspace: bool = False
 
 
-def _two_point(case: Case, settings: DictConfig, loss: str, steps: int, moved: Moved) -> Demand:
+def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -> Demand:
     """Float32 masters of what moves; of a subspace directions in their place, anchors and scratch, and once the model
     before alignment. Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
-    s, queries, size = case.shape, settings.queries, settings.batch_size
+    s, queries = case.shape, settings.queries
+    size = getattr(settings, "batch_size", case.cfg.refine.batch_size)  # a method's is the common one
     usual, worst = (case.texts.losses(loss, size, draws) for draws in (size, size * steps))
     depth = len(s.layers)
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
@@ -175,15 +174,15 @@ def _two_point(case: Case, settings: DictConfig, loss: str, steps: int, moved: M
 def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
     """Masters, gradients and AdamW's moments of what moves, and what a method keeps beside them: see
     `holdfast.methods.first_order`."""
-    r, s, kind = case.cfg.refine, case.shape, case.cfg.method.kind
+    r, s, m = case.cfg.refine, case.shape, case.cfg.method
     usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
-    kept = FLOAT * chosen * (4 if kind in ("sam", "weight_averaging") else 3)
+    kept = FLOAT * chosen * (m.moved - 1)
     summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
-    running = memory.backward(s, worst, len(s.layers)) + (summed if kind == "noise_stability" else 0)
+    running = memory.backward(s, worst, len(s.layers)) + (summed if m.kind == "noise_stability" else 0)
     update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)
     peak = s.bytes + kept + max(running, update)
-    times = steps * GRADIENTS[kind]
-    write = (FLOAT + s.width) * chosen * (2 if kind in ("smoothed", "noise_stability") else 1)
+    times = steps * m.passes // PASS
+    write = (FLOAT + s.width) * chosen * (2 if m.kind in ("smoothed", "noise_stability") else 1)
     passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
     return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
 
 from holdfast.errors import UserError
+from holdfast.methods import LOSSES
+from holdfast.methods.losses import reads
 from holdfast.planning.memory import Batch
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 
 Lengths = NDArray[np.float64]
@@ -49,7 +51,7 @@ class Texts:
     """The rows and openings of a study as composed, in tokens; `source` says by what they are counted, `made` whether
     there is a data set to count."""
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.tokens, counted, self.vocabulary = _counter(cfg)
         self.frame, made = _frame(cfg)
@@ -86,10 +88,10 @@ class Texts:
         """A batch of an alignment loss: see `Rows.batch`."""
         opening, rows = max(self.loss), self.train
         copies, answers = {
-            "nll": (1, rows.responses),
-            "dpo": (2, np.maximum(rows.responses, opening)),
-            "margin": (len(self.loss), np.full(len(rows), float(opening))),
-        }[loss]
+            "response": (1, rows.responses),
+            "pair": (2, np.maximum(rows.responses, opening)),
+            "openings": (len(self.loss), np.full(len(rows), float(opening))),
+        }[reads(LOSSES[loss])]
         return rows.batch(size, copies, answers, draws)
 
     def _rows(self, split: str, label: str, cap: int | None, stated: int) -> Rows:
@@ -106,21 +108,17 @@ class Texts:
         return [round(found) for found in self.tokens([*sides.refusal, *sides.compliance])]
 
 
-def _frame(cfg: DictConfig) -> tuple[pd.DataFrame | None, str]:
+def _frame(cfg: Config) -> tuple[pd.DataFrame | None, str]:
     """The rows, and where they are from."""
     path = Layout.of(cfg).data / "prompts.parquet"
     if path.is_file():
         return pd.read_parquet(path, columns=["split", "label", "prompt", "response"]), str(path)
     if cfg.data.kind == "world":
-        from holdfast.datasets import world
-
-        data: Any = OmegaConf.to_container(cfg.data)
-        openings: Any = OmegaConf.to_container(cfg.openings)
-        return pd.DataFrame(world.build(data, openings)), "the embedded world"
+        return pd.DataFrame(cfg.data.build(cfg.openings)[0]), "the embedded world"
     return None, ""
 
 
-def _counter(cfg: DictConfig) -> tuple[Callable[[Sequence[str]], list[float]], str, int]:
+def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, int]:
     """Tokens of texts, by the model's own tokenizer if a folder has it; the words that say so; and its vocabulary."""
     from transformers import AutoTokenizer
 

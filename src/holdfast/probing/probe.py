@@ -12,7 +12,7 @@ from holdfast.runtime.memory import Parts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from holdfast.methods.losses import Batch
+    from holdfast.methods.batches import Batch
     from holdfast.runtime.run import Run
     from holdfast.zo import Sides
 
@@ -24,14 +24,15 @@ class Probe:
     forwards of one batch through the whole model."""
 
     def __init__(self, run: Run, model: Any, tokenizer: Any) -> None:
-        from holdfast.methods.losses import LOSSES, Batches
+        from holdfast.methods import LOSSES
+        from holdfast.methods.batches import Batches
         from holdfast.zo import weight_groups
         from holdfast.zo.layers import decoder_layers
 
         self.run, self.model, self.tokenizer, self.settings = run, model, tokenizer, run.cfg.probe
         self.loss = LOSSES[self.settings.loss]
         rows = models.prompts_of(run.layout, "train")
-        self.batches = Batches(rows, tokenizer, run.cfg.openings.loss, self.settings.loss, model.device)
+        self.batches = Batches(rows, tokenizer, run.cfg.openings.loss, self.loss, model.device)
         stream = self.batches.stream(self.settings.batch_size, run.seed)
         self.chunks = [next(stream) for _ in range(-(-self.settings.prompts // self.settings.batch_size))]
         self.parts = Parts("probe.batch_size")
@@ -76,25 +77,20 @@ class Probe:
 
     def activations(self) -> pd.DataFrame:
         """Noise on the output of one layer at a time, relative to each token's rms, both signs."""
-        import dataclasses
-
         import pandas as pd
         import torch
 
-        from holdfast.perturbations import Point
-        from holdfast.perturbations.activation_noise import noise_at
+        from holdfast.perturbations.activations import How, noise_at
         from holdfast.zo.layers import decoder_stack
 
         s, clean, frames = self.settings, self._losses(), []
         stack, pad = decoder_stack(self.model), self.tokenizer.pad_token_id
-        options = {"scale": "relative", "tokens": "all"}
         for place, layer in enumerate(self.layers):
             sides: dict[int, list[Any]] = {+1: [], -1: []}
             for draw in range(s.draws):
-                point = Point("probe", "", "activation_noise", s.activation_sigma, draw, options)
                 for sign, losses in sides.items():
-                    signed = dataclasses.replace(point, level=sign * point.level)
-                    with noise_at(self.model, {place: stack[place]}, signed, self.run.seed, pad):
+                    how = How(sign * s.activation_sigma, draw)
+                    with noise_at(self.model, {place: stack[place]}, how, self.run.seed, pad):
                         losses.append(self._losses())
             up, down = (torch.stack(losses) for losses in sides.values())
             frames.append(self._rows(layer, "activations", s.activation_sigma, clean, up, down))
@@ -105,7 +101,7 @@ class Probe:
         import pandas as pd
         import torch
 
-        from holdfast.perturbations.quantization import rounded
+        from holdfast.perturbations.rounding import rounded
         from holdfast.perturbations.snapshot import restored
 
         s, clean, frames = self.settings, self._losses(), []

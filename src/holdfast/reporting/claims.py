@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 from tabulate import tabulate
 
 from holdfast.reporting import verdicts
 from holdfast.reporting.comparisons import Comparisons
 from holdfast.reporting.render import Table, number, points
 from holdfast.reporting.setting import Setting
+from holdfast.settings.options import Config
 from holdfast.statistics.intervals import Estimate, holm
 from holdfast.statistics.rates import Metrics
 
@@ -35,7 +35,7 @@ SHOWN = {
 }
 
 
-def claims_table(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: DictConfig) -> Table:
+def claims_table(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> Table:
     """T7; `frames` holds sensitivity, online and costs."""
     rows = Comparisons(metrics, setting, frames, cfg).rows()
     adjusted = holm([row.p if row.judged else nan for row in rows])
@@ -85,7 +85,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
     return number(e, ".1f" if row["unit"] == "%" else ".2f") + (" %" if row["unit"] == "%" else "")
 
 
-def _caption(setting: Setting, cfg: DictConfig, best: list[str]) -> str:
+def _caption(setting: Setting, cfg: Config, best: list[str]) -> str:
     c = cfg.claims
     at = "; ".join(f"{family}: {h.perturbation} {h.level:g}" for family, h in c.families.items())
     margin = f"{100 * c.margin:g} points"

@@ -7,14 +7,14 @@ from math import nan
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
 from holdfast.reporting import verdicts
 from holdfast.reporting.cost import overheads
-from holdfast.reporting.estimates import compare, headline, sampled
+from holdfast.reporting.estimates import compare, judged_points, sampled
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import CLEAN
+from holdfast.settings.options import Config
 from holdfast.statistics.intervals import NOTHING, Difference, Estimate, student
 from holdfast.statistics.rates import Metrics
 
@@ -55,10 +55,10 @@ class Row:
 class Comparisons:
     """Makes the rows of one study; `setting` has the claims' margin and confidence."""
 
-    def __init__(self, metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: DictConfig) -> None:
+    def __init__(self, metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> None:
         self.metrics, self.frames, self.cfg, self.claims = metrics, frames, cfg, cfg.claims
         self.setting = replace(setting, confidence=cfg.claims.confidence, equivalence=cfg.claims.margin)
-        self.reference, self.headline = setting.reference, headline(metrics, cfg.claims)
+        self.reference, self.headline = setting.reference, judged_points(metrics, cfg.claims)
         self.spent = overheads(frames["costs"], cfg)
 
     def rows(self) -> list[Row]:

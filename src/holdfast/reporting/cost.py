@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
-from holdfast.reporting.estimates import compare, estimate, headline, sampled
+from holdfast.reporting.estimates import compare, estimate, judged_points, sampled
 from holdfast.reporting.render import Table, dagger, percent, points
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import checkpoints
+from holdfast.settings.options import Config
 from holdfast.statistics.intervals import NOTHING, Estimate, student
 from holdfast.statistics.rates import Metrics
 
@@ -29,7 +29,7 @@ TIMING_CAPTION = (
 )
 
 
-def overheads(costs: pd.DataFrame, cfg: DictConfig) -> pd.DataFrame:
+def overheads(costs: pd.DataFrame, cfg: Config) -> pd.DataFrame:
     """Model, method, seed, steps, forwards, sequences, selection (sequences) and overhead, a share of alignment's
     sequences; the reference spends nothing."""
     run = ["model", "seed"]
@@ -45,7 +45,7 @@ def overheads(costs: pd.DataFrame, cfg: DictConfig) -> pd.DataFrame:
     return found[["model", "method", "seed", *SPENT]]
 
 
-def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: DictConfig) -> Table:
+def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: Config) -> Table:
     """T5."""
     spent = overheads(costs, cfg).groupby(["model", "method"])[list(SPENT)].mean()
     rows = [
@@ -63,9 +63,9 @@ def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: DictConfi
     return Table(frame, _shown(frame, setting), caption + setting.caption(), "tab:cost")
 
 
-def _effects(metrics: Metrics, setting: Setting, cfg: DictConfig, model: str, method: str) -> list[dict[str, Any]]:
+def _effects(metrics: Metrics, setting: Setting, cfg: Config, model: str, method: str) -> list[dict[str, Any]]:
     rows, primary = [], cfg.claims.primary
-    for family, at in headline(metrics, cfg.claims).items():
+    for family, at in judged_points(metrics, cfg.claims).items():
         values, reference = (
             sampled(metrics, model, m, at, primary) if at else np.empty((0, 1)) for m in (method, setting.reference)
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from omegaconf import DictConfig
 
+from holdfast.reporting.options import Claims
 from holdfast.reporting.setting import Setting
 from holdfast.statistics import intervals
 from holdfast.statistics.intervals import NOTHING, Difference, Estimate, Prompts
@@ -52,7 +52,7 @@ def estimate(values: np.ndarray, metric: str, setting: Setting) -> Estimate:
     return found
 
 
-def headline(metrics: Metrics, claims: DictConfig) -> dict[str, tuple[str, str, float] | None]:
+def judged_points(metrics: Metrics, claims: Claims) -> dict[str, tuple[str, str, float] | None]:
     """Family of the claims -> the point at which it is judged; None where the study lacks it."""
     points = {(point.perturbation, point.level): point[2:] for point in metrics}
     return {name: points.get((at.perturbation, float(at.level))) for name, at in claims.families.items()}

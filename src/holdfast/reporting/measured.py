@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
-from holdfast.settings.schema import ESTIMATES
+from holdfast.reporting.products import ESTIMATES
+from holdfast.settings.options import Config
 from holdfast.statistics.coverage import matched_coverage, verdict_coverage
 from holdfast.statistics.rates import Metrics, Point, by_point
 from holdfast.statistics.resamples import Resamples
@@ -32,7 +32,7 @@ class Measured:
     coverage: str
 
     @classmethod
-    def of(cls, records: pd.DataFrame, cfg: DictConfig, simulate: bool = True) -> Measured:
+    def of(cls, records: pd.DataFrame, cfg: Config, simulate: bool = True) -> Measured:
         resamples = Resamples(records, cfg.tables.resamples)
         one = records[["split", "label", "id"]].drop_duplicates()
         counts = (one["split"].astype(str) + "/" + one["label"].astype(str)).value_counts().sort_index()
@@ -70,7 +70,7 @@ class Measured:
         return cls(metrics, **index)
 
 
-def simulated(cfg: DictConfig, prompts: int, threshold_prompts: int) -> str:
+def simulated(cfg: Config, prompts: int, threshold_prompts: int) -> str:
     """One sentence on how often the interval holds the truth in simulated studies of this size."""
     tables, seeds = cfg.tables, len(cfg.study.seeds)
     at = tables.coverage

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
 
 from holdfast.reporting.cost import overheads
-from holdfast.reporting.estimates import estimate, headline, sampled
+from holdfast.reporting.estimates import estimate, judged_points, sampled
 from holdfast.reporting.render import Table, number, percent
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import CLEAN
+from holdfast.settings.options import Config
 from holdfast.statistics.intervals import student
 from holdfast.statistics.rates import Metrics
 
@@ -24,7 +24,7 @@ CAPTION = (
 )
 
 
-def optimizers(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: DictConfig) -> Table:
+def optimizers(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> Table:
     """`frames` holds sensitivity and costs."""
     rows, shown = [], []
     for model, method in _compared(metrics, setting, cfg):
@@ -41,7 +41,7 @@ def optimizers(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFram
     return Table(frame, pd.DataFrame(shown), caption, "tab:optimizers", (pd.DataFrame(below),))
 
 
-def _compared(metrics: Metrics, setting: Setting, cfg: DictConfig) -> list[tuple[str, str]]:
+def _compared(metrics: Metrics, setting: Setting, cfg: Config) -> list[tuple[str, str]]:
     """The recipes as they are, and refined by zeroth order on all layers."""
     measured = dict.fromkeys((point.model, point.method) for point in metrics)
     wanted = [(recipe, m) for recipe in cfg.claims.optimizers for m in (setting.reference, cfg.claims.methods.all)]
@@ -53,12 +53,12 @@ def _recipe(label: str) -> str:
 
 
 def _measured(
-    metrics: Metrics, setting: Setting, cfg: DictConfig, model: str, method: str
+    metrics: Metrics, setting: Setting, cfg: Config, model: str, method: str
 ) -> dict[str, tuple[dict[str, Any], str]]:
     """Column -> its numbers and its cell."""
     at = {"clean refusals (%)": (CLEAN, "refused"), "over-refusal (%)": (CLEAN, "over_refusal")}
     at |= {setting.utility.replace("_", " "): (CLEAN, "utility")}
-    for family, point in headline(metrics, cfg.claims).items():
+    for family, point in judged_points(metrics, cfg.claims).items():
         if point:
             at[f"{family} {setting.label(point[0], point[2])}"] = (point, cfg.claims.primary)
     found = {}
@@ -69,7 +69,7 @@ def _measured(
     return found
 
 
-def _spent(costs: pd.DataFrame, cfg: DictConfig, model: str, method: str) -> dict[str, float]:
+def _spent(costs: pd.DataFrame, cfg: Config, model: str, method: str) -> dict[str, float]:
     """Means over seeds of the steps and sequences of alignment, and of refinement after it."""
     align = costs[(costs["stage"] == "align") & (costs["model"] == model)]
     refined = overheads(costs, cfg)
@@ -79,9 +79,7 @@ def _spent(costs: pd.DataFrame, cfg: DictConfig, model: str, method: str) -> dic
     }
 
 
-def _rises(
-    rises: pd.DataFrame, cfg: DictConfig, confidence: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _rises(rises: pd.DataFrame, cfg: Config, confidence: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Predicted and measured rise of each recipe at each radius, as numbers and as cells."""
     weights = rises[(rises["kind"] == "weights") & rises["model"].map(_recipe).isin(cfg.claims.optimizers)]
     mean = weights.groupby(["model", "sigma", "group", "seed"], observed=True)["rise"].agg(

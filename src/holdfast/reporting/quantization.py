@@ -9,7 +9,7 @@ import pandas as pd
 
 from holdfast.reporting.estimates import compare, estimate, sampled
 from holdfast.reporting.render import Table, dagger, percent, points
-from holdfast.reporting.setting import QUANTIZERS, Setting
+from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import CLEAN, NAMES
 from holdfast.statistics.rates import Metrics
 
@@ -34,7 +34,7 @@ CAPTION = (
 def quantization(metrics: Metrics, setting: Setting) -> Table:
     """T3: scheme × bits against method."""
     rows, shown = [], []
-    schemes = [p[2:] for p in metrics if setting.kinds.get(p.perturbation) in QUANTIZERS]
+    schemes = [p[2:] for p in metrics if setting.quantizes(p.perturbation)]
     for model in dict.fromkeys(point.model for point in metrics):
         for at in dict.fromkeys([CLEAN, *schemes]):
             judged = _judged(sampled(metrics, model, setting.methods[0], at, "asr"))

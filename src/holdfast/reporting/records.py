@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from holdfast.runtime.files import replacing
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
+from holdfast.settings.schema import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,11 @@ TIMES = ("seconds", "peak_rss_mib", "method_seconds", "method_peak_mib")
 class Evidence:
     """The parts of a study as frames; `source` is a folder of `<part>.parquet`, None the runs' own folders."""
 
-    def __init__(self, layout: Layout, study: DictConfig, source: str | None = None) -> None:
+    def __init__(self, layout: Layout, study: Study, source: str | None = None) -> None:
         self.layout, self.study, self.source = layout, study, source
 
     @classmethod
-    def of(cls, layout: Layout, cfg: DictConfig) -> Evidence:
+    def of(cls, layout: Layout, cfg: Config) -> Evidence:
         return cls(layout, cfg.study, cfg.tables.source)
 
     def files(self, part: str) -> dict[Path, str]:

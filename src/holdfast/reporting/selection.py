@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
-from holdfast.reporting.estimates import estimate, headline, sampled
+from holdfast.reporting.estimates import estimate, judged_points, sampled
 from holdfast.reporting.render import Table, number, percent
 from holdfast.reporting.sensitivity import Agreement, Profile, agreement, mean_rise, profiles, redrawn
 from holdfast.reporting.setting import Setting
+from holdfast.settings.options import Config
 from holdfast.statistics.intervals import Estimate, student
 from holdfast.statistics.ranks import pairwise
 from holdfast.statistics.rates import Metrics
@@ -40,7 +40,7 @@ CAPTION = (
 ESTIMATE = ("estimate", "low", "high")
 
 
-def selection(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: DictConfig) -> Table:
+def selection(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> Table:
     """T4; `frames` holds sensitivity, online, outcomes and costs."""
     rows: list[dict[str, Any]] = []
     blocks: tuple[list[dict[str, Any]], ...] = ([], [], [])
@@ -90,7 +90,7 @@ def _cells(profile: Profile, confidence: float) -> dict[str, str]:
 
 
 def _effects(
-    metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: DictConfig
+    metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: Config
 ) -> list[tuple[dict[str, str], list[dict[str, Any]]]]:
     """Of each method that selects layers, and of those that it is held against: the layers of each seed, how stable
     they are, and what they do."""
@@ -113,7 +113,7 @@ def _effects(
             {"quantity": "chosen again in redraws", "cell": number(again), **_numbers(again)},
             {"quantity": "overlap between seeds", "cell": number(between), **_numbers(between)},
         ]
-        for family, at in headline(metrics, cfg.claims).items():
+        for family, at in judged_points(metrics, cfg.claims).items():
             if at is not None:
                 e = estimate(
                     sampled(metrics, str(model), str(method), at, cfg.claims.primary), cfg.claims.primary, setting

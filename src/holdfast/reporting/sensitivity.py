@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
 
+from holdfast.probing.options import ProbeOptions
 from holdfast.statistics.intervals import Estimate, student
 from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
@@ -50,7 +50,7 @@ class Agreement:
     auroc: Estimate
 
 
-def profiles(rises: pd.DataFrame, online: pd.DataFrame, probe: DictConfig, redraws: int) -> dict[str, Profile]:
+def profiles(rises: pd.DataFrame, online: pd.DataFrame, probe: ProbeOptions, redraws: int) -> dict[str, Profile]:
     """Every measure that there is for one model, by name."""
     single = rises[rises["group"] != "all"]
     parameters = single.groupby("group", observed=True)["parameters"].first()

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
-
+from holdfast.perturbations.point import Perturbation
 from holdfast.reporting.measured import Measured
+from holdfast.settings.options import Config
 from holdfast.settings.paths import runs
+from holdfast.settings.schema import Study
 from holdfast.statistics.intervals import Prompts
 from holdfast.statistics.rates import headline_points, tail
-
-QUANTIZERS = ("bnb", "torchao", "rtn", "fake_quant")
-LABELS = {  # kind -> how a level reads; any other kind has one level, and its name says it
-    "weight_noise": "σ={level:g}",
-    "activation_noise": "σ={level:g}",
-    "rtn": "{name} {level:g} bit",
-    "magnitude": "{name} {percent:g} %",
-    "wanda": "{name} {percent:g} %",
-    "finetune": "{level:g} steps",
-    "decoding": "T={level:g}",
-    "prefill": "{level:g} tokens",
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Setting:
     counts: dict[str, int]
     clusters: dict[str, int]
     draws: dict[str, int]
-    kinds: dict[str, str]
+    perturbations: dict[str, Perturbation]
     ran: dict[str, str]
     resamples: int
     over_refusal: float
@@ -50,7 +39,7 @@ class Setting:
     headline: dict[str, tuple[str, float] | None]
 
     @classmethod
-    def of(cls, measured: Measured, cfg: DictConfig) -> Setting:
+    def of(cls, measured: Measured, cfg: Config) -> Setting:
         tables = cfg.tables
         return cls(
             methods=list(dict.fromkeys(method for _, _, method, _ in runs(cfg.study))),
@@ -59,14 +48,14 @@ class Setting:
             other_seeds=_other_seeds(cfg.study),
             counts=measured.counts,
             clusters=measured.clusters,
-            draws={name: p.draws for name, p in cfg.perturb.items() if p.draws > 1 or str(p.kind).endswith("noise")},
-            kinds={name: p.kind for name, p in cfg.perturb.items()},
+            draws={name: p.draws for name, p in cfg.perturb.items() if p.draws > 1 or p.random},
+            perturbations=cfg.perturb,
             ran=measured.ran,
             resamples=tables.resamples,
             over_refusal=tables.over_refusal,
             headline_asr=tables.headline_asr,
             confidence=tables.confidence,
-            equivalence=tables.equivalence,
+            equivalence=cfg.claims.margin,
             utility=cfg.evaluate.utility,
             judge=cfg.judge.name,
             unscored=measured.unscored,
@@ -86,11 +75,15 @@ class Setting:
         """How a point reads in a table; with its name where another perturbation is of the same kind."""
         if name == "none":
             return "clean"
-        kind = self.kinds[name]
-        form = LABELS.get(kind, "{name}")
-        if "{name}" not in form and list(self.kinds.values()).count(kind) > 1:
+        form = self.perturbations[name].label
+        alike = [one for one in self.perturbations.values() if one.kind == self.perturbations[name].kind]
+        if "{name}" not in form and len(alike) > 1:
             form = "{name} " + form
         return form.format(name=name.replace("_", " "), level=level, percent=100 * level)
+
+    def quantizes(self, name: str) -> bool:
+        """Whether a point is of a quantizer."""
+        return name in self.perturbations and self.perturbations[name].quantizes
 
     def headlines(self) -> dict[str, tuple[str, str, float] | None]:
         """Column of the main table -> the (perturbation, family, level) that it shows, or None."""
@@ -128,7 +121,7 @@ class Setting:
         )
 
 
-def _other_seeds(study: DictConfig) -> dict[str, int]:
+def _other_seeds(study: Study) -> dict[str, int]:
     """Recipe -> how many seeds, where that is not the main grid's."""
     found: dict[str, set[int]] = {}
     for _, recipe, _, seed in runs(study):

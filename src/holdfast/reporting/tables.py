@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from holdfast.reporting.estimates import METRICS, compare, estimate, sampled
 from holdfast.reporting.render import Table, dagger, number, percent
-from holdfast.reporting.setting import QUANTIZERS, Setting
+from holdfast.reporting.setting import Setting
 from holdfast.statistics.intervals import NOTHING, Estimate, holm
 from holdfast.statistics.rates import Metrics, area
 
@@ -25,7 +25,7 @@ def dose_response(metrics: Metrics, setting: Setting) -> Table:
     rows = []
     for point, found in metrics.items():
         row: dict[str, Any] = point._asdict() | {
-            "kind": setting.kinds.get(point.perturbation, "clean"),
+            "kind": _kind(setting, point.perturbation),
             "ran": setting.ran.get(point.perturbation, ""),
         }
         for metric in METRICS:
@@ -42,6 +42,11 @@ def dose_response(metrics: Metrics, setting: Setting) -> Table:
     return Table(pd.DataFrame(rows), _dose_shown(metrics, setting), caption, "tab:dose-response")
 
 
+def _kind(setting: Setting, perturbation: str) -> str:
+    known = setting.perturbations
+    return known[perturbation].kind if perturbation in known else "clean"
+
+
 def _dose_shown(metrics: Metrics, setting: Setting) -> pd.DataFrame:
     rows = []
     grid = dict.fromkeys((point.model, point.perturbation) for point in metrics)
@@ -55,7 +60,7 @@ def _dose_shown(metrics: Metrics, setting: Setting) -> pd.DataFrame:
                     for m in setting.methods
                 }
                 rows.append(head | {"level": setting.label(perturbation, at[2])} | cells)
-            if setting.kinds.get(perturbation, QUANTIZERS[0]) not in QUANTIZERS:
+            if perturbation != "none" and not setting.quantizes(perturbation):
                 # Verdicts do not exist at every level, and gibberish counts only where they do.
                 along = "asr_margin" if metric == "asr_matched" else metric
                 curves = {m: _area(metrics, model, m, list(levels), along) for m in setting.methods}

@@ -25,11 +25,12 @@ from holdfast.errors import UserError
 from holdfast.runtime.files import as_json, replacing, write_text
 from holdfast.runtime.memory import keep_freed, out_of_memory
 from holdfast.runtime.tracking import Tracker
-from holdfast.settings.compose import composed, explained, settle, sweep
+from holdfast.settings.compose import checked, composed, expanded, explained, ready, sweep
+from holdfast.settings.options import Config
 from holdfast.settings.paths import CONF, Layout
 
 T = TypeVar("T")
-Inputs = Callable[[DictConfig], dict[Path, str]]
+Inputs = Callable[[Config], dict[Path, str]]
 
 
 class Names(NamedTuple):
@@ -46,7 +47,7 @@ class Run:
 
     stage: str
     label: str
-    cfg: DictConfig
+    cfg: Config
     seed: int
     names: Names
     layout: Layout
@@ -77,7 +78,7 @@ class Run:
 
         seconds = time.perf_counter() - self.started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        write_text(self.out / "config.yaml", OmegaConf.to_yaml(self.cfg))
+        write_text(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.cfg.as_dict())))
         times = {"seconds": seconds, "peak_rss_mib": peak, **(timing or {})}
         write_text(self.out / "timing.json", as_json(times))
         write_text(self.out / "metrics.json", as_json(metrics))
@@ -106,29 +107,33 @@ class Stage:
         keep_freed()
         os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.stages.{self.name}"  # names the job, and so its folder
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
-        sys.argv[:] = [f"holdfast {self.name}", *arguments]
-        given = get_args_parser().parse_args()
+        given = get_args_parser().parse_args(arguments)
+        place = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
+        spelled = expanded([*place, *given.overrides])[len(place) :]
+        flags = [word for word in arguments if word not in given.overrides]
+        sys.argv[:] = [f"holdfast {self.name}", *flags, *spelled]
+        ready()
         try:
             # A single run is checked as it starts; of a sweep, no job starts before all have been checked.
-            jobs = sweep(given.overrides) if given.multirun else []
-            for cfg in [composed(_scientific(job, given.config_dir)) for job in jobs]:
+            jobs = sweep(spelled) if given.multirun else []
+            for cfg in [composed([*place, *_scientific(job)]) for job in jobs]:
                 _require(self.inputs(cfg))
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(self._execute)()
-        except (AssertionError, AttributeError):  # how OmegaConf answers some overrides, among others
-            composed(_scientific(given.overrides, given.config_dir))  # which says what is wrong with them
-            raise
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
+                lambda cfg: self._execute(cfg, place)
+            )()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error)) from None
 
-    def _execute(self, cfg: DictConfig) -> None:
+    def _execute(self, given: DictConfig, place: list[str]) -> None:
         quiet()
-        out, tracker = Path(HydraConfig.get().runtime.output_dir), None
+        own = HydraConfig.get()
+        out, tracker = Path(own.runtime.output_dir), None
         try:
-            settle(cfg)
+            cfg = checked(given, own.runtime.choices, [*place, *own.overrides.task])
             _require(self.inputs(cfg))
             label = "/".join(self._labels(cfg))
-            granted = OmegaConf.masked_copy(cfg, list(self.reads))
-            tracker = Tracker(cfg, self.name, label, OmegaConf.to_container(granted), out, self.inputs(cfg))
+            granted = cfg.only(self.reads)
+            tracker = Tracker(cfg, self.name, label, granted.as_dict(), out, self.inputs(cfg))
             names = Names(cfg.model.name, cfg.align.name, cfg.method.name)
             self.run(Run(self.name, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
         except Exception as error:
@@ -140,20 +145,19 @@ class Stage:
                 if not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir()):
                     break
                 folder.rmdir()
-            sys.exit(f"holdfast {self.name}: {explained(error)}")  # an exception Hydra would announce at length
+            sys.exit(f"holdfast {self.name}: {_said(error)}")  # an exception Hydra would announce at length
 
-    def _labels(self, cfg: DictConfig) -> Iterable[str]:
+    def _labels(self, cfg: Config) -> Iterable[str]:
         yield cfg.study.name
         for choice in self.of:
-            yield f"s{cfg.seed}" if choice == "seed" else cfg[choice].name
+            yield f"s{cfg.seed}" if choice == "seed" else getattr(cfg, choice).name
         if self.name == "tables" and len(cfg.tables.make) == 1:
             yield cfg.tables.make[0]
 
 
-def _scientific(overrides: list[str], folder: str | None) -> list[str]:
+def _scientific(overrides: list[str]) -> list[str]:
     """Overrides without those of Hydra's own running, but with where YAMLs are searched for."""
-    kept = [o for o in overrides if not o.startswith("hydra") or o.startswith("hydra.searchpath")]
-    return kept if folder is None else [f"hydra.searchpath=[{Path(folder).resolve()}]", *kept]
+    return [o for o in overrides if not o.startswith("hydra") or o.startswith("hydra.searchpath")]
 
 
 def _require(paths: dict[Path, str]) -> None:
@@ -179,3 +183,11 @@ def _is_expected(error: Exception) -> bool:
     zo = sys.modules.get("holdfast.zo")  # whose import is torch's: what has not run raised nothing
     weights = zo is not None and isinstance(error, zo.PerturbationError)
     return full or weights or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
+
+
+def _said(error: Exception) -> str:
+    """One line for an error that is expected."""
+    first = str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
+    if out_of_memory(error):
+        return f"memory ran out ({first}); lower the stage's batch_size, or take a smaller model or dtype"
+    return explained(error) if isinstance(error, OmegaConfBaseException) else first

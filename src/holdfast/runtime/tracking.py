@@ -7,13 +7,23 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import DictConfig
+from pydantic import Field
 
 from holdfast.errors import UserError
+from holdfast.settings.options import Config, Options, section
 
 KEPT = ("config.yaml", "metrics.json", "trajectory.jsonl")  # of a stage's folder, as its artifact
+
+
+@section("tracking")
+class Tracking(Options):
+    """Where runs are logged."""
+
+    mode: Literal["offline", "online", "disabled"] = Field(description="offline: `wandb sync` uploads later")
+    project: str
+    dir: str
 
 
 class Tracker:
@@ -24,7 +34,7 @@ class Tracker:
     """
 
     def __init__(
-        self, cfg: DictConfig, stage: str, label: str, config: Any, out: Path, inputs: Mapping[Path, str]
+        self, cfg: Config, stage: str, label: str, config: Any, out: Path, inputs: Mapping[Path, str]
     ) -> None:
         self.run, self.stage, self.out, self.step = None, stage, out, 0
         self.results = Path(cfg.results)

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+if TYPE_CHECKING:
+    from holdfast.settings.options import Config
+    from holdfast.settings.schema import Block, Study
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONF = REPOSITORY / "conf"
@@ -21,7 +24,7 @@ class Layout:
     study: str
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Layout:
+    def of(cls, cfg: Config) -> Layout:
         return cls(cfg.results, cfg.study.name)
 
     @property
@@ -55,26 +58,26 @@ class Layout:
     def evaluate(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         return self.root / model / recipe / "evaluate" / method / f"s{seed}"
 
-    def checkpoint(self, model: str, recipe: str, method: str, kind: str, seed: int | str) -> Path:
-        """The run folder whose model a method's evaluation loads; `kind: none` means no refinement at all."""
-        return self.align(model, recipe, seed) if kind == "none" else self.refine(model, recipe, method, seed)
+    def checkpoint(self, model: str, recipe: str, method: str, refines: bool, seed: int | str) -> Path:
+        """The run folder whose model a method's evaluation loads."""
+        return self.refine(model, recipe, method, seed) if refines else self.align(model, recipe, seed)
 
-    def records(self, study: DictConfig) -> list[Path]:
+    def records(self, study: Study) -> list[Path]:
         """What every evaluation of a study's grid writes."""
         return [self.evaluate(*run) / "records.parquet" for run in runs(study)]
 
-    def probes(self, study: DictConfig) -> list[Path]:
+    def probes(self, study: Study) -> list[Path]:
         """The folders of the probes of a study's main grid, and of the blocks that ask for it; elsewhere only what a
         method selects by is probed."""
-        blocks = [study, *(block for block in study.also.values() if block.probe)]
+        blocks: list[Study | Block] = [study, *(block for block in study.also.values() if block.probe)]
         return list(dict.fromkeys(self.probe(m, a, s) for block in blocks for m, a, _, s in _runs(study, block)))
 
 
-def runs(study: DictConfig) -> list[tuple[str, str, str, int]]:
+def runs(study: Study) -> list[tuple[str, str, str, int]]:
     """Every (model, recipe of alignment, method, seed) of a study."""
-    blocks = [study, *study.also.values()]
+    blocks: list[Study | Block] = [study, *study.also.values()]
     return list(dict.fromkeys(run for block in blocks for run in _runs(study, block)))
 
 
-def _runs(study: DictConfig, block: DictConfig) -> Iterator[tuple[str, str, str, int]]:
+def _runs(study: Study, block: Study | Block) -> Iterator[tuple[str, str, str, int]]:
     return product(block.models or study.models, block.aligns, block.methods, block.seeds or study.seeds)

@@ -1,4 +1,4 @@
-"""Evaluate stage: one checkpoint under every perturbation of the grid; one row per prompt and point."""
+"""Evaluate one checkpoint under every perturbation of the grid: one row per prompt and point."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 
 if TYPE_CHECKING:
@@ -24,12 +23,12 @@ def run(run: Run) -> None:
     import pandas as pd
 
     from holdfast.evaluation.answers import Scorer
-    from holdfast.perturbations import Arm, grid, perturbed, what_ran
+    from holdfast.perturbations import Arm, grid, perturbed
     from holdfast.statistics.rates import summarized
 
     # Headline levels are chosen on the tuning split of the unrefined model, so only there is it scored.
-    splits = (*SPLITS, ("tune", "harmful")) if run.cfg.method.kind == "none" else SPLITS
-    folder = run.layout.checkpoint(*run.names, run.cfg.method.kind, run.seed) / "model"
+    splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
+    folder = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
     prompts = pd.concat(
         [
@@ -53,7 +52,7 @@ def run(run: Run) -> None:
                 family=point.family,
                 level=point.level,
                 draw=point.draw,
-                ran=what_ran(point, model.device.type),
+                ran=point.perturbation.ran(model.device.type),
             )
         )
     records = scorer.judged(pd.concat(frames, ignore_index=True), model)
@@ -91,7 +90,7 @@ def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
 
 def subdraws(point: Point) -> list[Point]:
     """The draws of which every prompt keeps its worst: one, unless the point asks for more."""
-    count = point.options.get("worst_of", 1)
+    count = point.perturbation.subdraws
     return [dataclasses.replace(point, draw=point.draw * count + k) for k in range(count)]
 
 
@@ -109,9 +108,9 @@ def _capped(rows: Any, most: int | None) -> Any:
     return rows if most is None else rows.head(most)
 
 
-def inputs(cfg: DictConfig) -> models.Inputs:
-    made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.align.name, cfg.method.name, cfg.method.kind, cfg.seed)
-    return {**models.data_inputs(cfg), made / "metrics.json": "align" if cfg.method.kind == "none" else "refine"}
+def inputs(cfg: Config) -> models.Inputs:
+    made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.align.name, cfg.method.name, cfg.method.refines, cfg.seed)
+    return {**models.data_inputs(cfg), made / "metrics.json": "refine" if cfg.method.refines else "align"}
 
 
 READS = ("model", "method", "perturb", "judge", "evaluate", "openings")

@@ -1,12 +1,26 @@
-"""Pretrain stage: train the small base model of the study, which complies with everything."""
+"""Train the small base model of the study, which complies with everything."""
 
 from __future__ import annotations
 
 import random
 
+from pydantic import Field
+
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Count, Options, Positive, section
+
+
+@section("pretrain")
+class Pretrain(Options):
+    """How the base model is trained."""
+
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    threads: Count = Field(description="sums depend on it, so it is a setting and not the machine's")
+    prompt_loss: bool = Field(description="whether the loss also covers the prompt tokens")
 
 
 def run(run: Run) -> None:
@@ -17,7 +31,7 @@ def run(run: Run) -> None:
     from holdfast.models.likelihood import sequences, token_logprobs
 
     settings, shape = run.cfg.pretrain, run.cfg.model.shape
-    torch.set_num_threads(settings.threads)  # sums depend on it, so it is a setting and not the machine's
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(run.seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run.layout.data / "tokenizer")
     model = LlamaForCausalLM(

@@ -1,4 +1,4 @@
-"""Probe stage: how much the alignment loss rises when one layer alone is perturbed, and what that does to the ASR."""
+"""Ask how much the alignment loss rises when one layer alone is perturbed, and what that does to the ASR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refine stage: one method, applied to one aligned model at the common budget."""
+"""Refine one aligned model by one method, at the common budget."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
-
 from holdfast.errors import UserError
+from holdfast.methods.method import LOSSES, Select
 from holdfast.models import load as models
 from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
-from holdfast.settings.schema import BY_PROBE
 
 
 @dataclass(frozen=True)
@@ -46,25 +45,26 @@ def run(run: Run) -> None:
 
 def refined(run: Run) -> Refined:
     """Load the aligned model and apply the method to it."""
-    from holdfast.methods import METHODS, Task
-    from holdfast.methods.losses import LOSSES, Batches
+    from holdfast.methods.batches import Batches
+    from holdfast.methods.task import Task
 
-    settings, method = run.cfg.refine, run.cfg.method
-    if method.kind == "none":
+    settings, method, loss = run.cfg.refine, run.cfg.method, LOSSES[run.cfg.refine.loss]
+    if not method.refines:
         raise UserError(f"method={method.name} leaves the aligned model as it is; there is nothing to refine")
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
     rows = models.prompts_of(run.layout, "train")
-    batches = Batches(rows, tokenizer, run.cfg.openings.loss, settings.loss, model.device, settings.beta)
+    batches = Batches(rows, tokenizer, run.cfg.openings.loss, loss, model.device, settings.beta)
     layers, stability = selected_layers(model, method.select, run)
+    budget, data = method.budget(settings), hashlib.sha256(rows.to_csv().encode()).hexdigest()
     task = Task(
         model,
-        LOSSES[settings.loss],
+        loss,
         batches,
         layers,
-        method,
-        settings,
+        budget,
+        settings.batch_size,
         run.seed,
-        hashlib.sha256(rows.to_csv().encode()).hexdigest(),
+        {"loss": settings.loss, "batch_size": settings.batch_size, "budget": budget, "data": data},
         lambda: models.load(models.origin_of(run.cfg.model, run.names.recipe, run.layout), run.cfg.model)[0],
         run.out / "trajectory.jsonl",
         method.of and run.layout.refine(*run.names[:2], method.of, run.seed) / "trajectory.jsonl",
@@ -73,15 +73,15 @@ def refined(run: Run) -> Refined:
     )
     started = time.perf_counter()
     with peak_memory() as peak:
-        reference = batches.refer(model, settings.batch_size) if settings.loss == "dpo" else 0
-        outcome = METHODS[method.kind](task)
+        reference = batches.refer(model, settings.batch_size) if loss is LOSSES["dpo"] else 0
+        outcome = method.refine(task)
     forwards = outcome.forwards + reference
     timing = {"method_seconds": time.perf_counter() - started, "method_peak_mib": peak.mib}
     sequences = forwards * settings.batch_size * batches.sequences
     return Refined(model, tokenizer, layers, stability, outcome.losses, forwards, sequences, timing)
 
 
-def selected_layers(model: Any, select: DictConfig, run: Run) -> tuple[list[str], float | None]:
+def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], float | None]:
     """The groups that the rule names, and how stable that choice is; a random choice is the seed's own."""
     import random
 
@@ -108,10 +108,10 @@ def selected_layers(model: Any, select: DictConfig, run: Run) -> tuple[list[str]
     return sorted(chosen, key=layers.index), stability(found, layers, select.k, most)
 
 
-def inputs(cfg: DictConfig) -> models.Inputs:
+def inputs(cfg: Config) -> models.Inputs:
     needed = models.aligned_inputs(cfg)
     layout, names = Layout.of(cfg), (cfg.model.name, cfg.align.name)
-    if cfg.method.select.rule in BY_PROBE:
+    if cfg.method.select.probed:
         needed[layout.probe(*names, cfg.seed) / "metrics.json"] = "probe"
     if cfg.method.of:
         needed[layout.refine(*names, cfg.method.of, cfg.seed) / "metrics.json"] = "refine"

@@ -14,7 +14,7 @@ from holdfast.zo.trajectory import Trajectory, TrajectoryError, masters_of, seal
 
 def sign_shuffled(model: nn.Module, source: Path, *, seed: int, trajectory: Path) -> int:
     """Repeat the refinement logged at `source` on its base model, in place, with the sign of every coefficient
-    redrawn: a pure function of (seed, step, query). Gives the number of steps.
+    redrawn: a pure function of (seed, step, query). Gives the number of queries.
 
     `trajectory` becomes a sealed log of its own, which `replay` takes; one that a killed walk left is completed.
     Its context is the source's, and names the seed of the coins and the seal of the source. Raises
@@ -32,7 +32,7 @@ def sign_shuffled(model: nn.Module, source: Path, *, seed: int, trajectory: Path
         masters.move(coefficients, step=step)
         log.append(coefficients)
     log.seal(masters)
-    return len(log.steps)
+    return sum(map(len, log.steps))
 
 
 def _shuffled(coefficients: list[float], masters: Perturbed, seed: int, step: int) -> list[float]:
