@@ -37,8 +37,6 @@ def run_stage(stage: str, *overrides: str, cwd: Path = REPOSITORY) -> subprocess
 
 def stage_here(stage: str, *overrides: str) -> Path:
     """The run folder of a stage that ran in this process, where libraries are imported once."""
-    from omegaconf import OmegaConf
-
     from holdfast.runtime.run import Names, Run
     from holdfast.runtime.tracking import Tracker
     from holdfast.settings.compose import composed
@@ -55,7 +53,7 @@ def stage_here(stage: str, *overrides: str) -> Path:
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"holdfast.stages.{stage}")
-    granted, tracker = OmegaConf.masked_copy(cfg, list(module.STAGE.reads)), Tracker(cfg, stage, stage, {}, out, {})
+    granted, tracker = cfg.only(module.STAGE.reads), Tracker(cfg, stage, stage, {}, out, {})
     module.run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker))
     return out
 
@@ -127,13 +125,11 @@ def random_model(tokenizer, kind: str, **changes):
 def save_prompts(layout, most: int) -> None:
     """What the data stage leaves, of the embedded world, with at most so many rows a split and label."""
     import pandas as pd
-    from omegaconf import OmegaConf
 
-    from holdfast.datasets import world
     from holdfast.settings.compose import composed
 
     cfg = composed([])
-    rows = pd.DataFrame(world.build(OmegaConf.to_container(cfg.data), OmegaConf.to_container(cfg.openings)))
+    rows = pd.DataFrame(cfg.data.build(cfg.openings)[0])
     layout.data.mkdir(parents=True)
     rows.groupby(["split", "label"]).head(most).to_parquet(layout.data / "prompts.parquet")
     (layout.data / "metrics.json").write_text("{}")
@@ -185,7 +181,20 @@ def last_point(name):
 def point(name, level=None, draw=0, **options):
     """The last point of the YAML of that name, or that point at another level, draw or with other options."""
     last = last_point(name)
-    mine = {**last.options, **options}
+    mine = last.perturbation.model_copy(update=options)
     if name == "torchao_int8":
         pytest.importorskip("torchao")
-    return dataclasses.replace(last, level=last.level if level is None else level, draw=draw, options=mine)
+    return dataclasses.replace(last, level=last.level if level is None else level, draw=draw, perturbation=mine)
+
+
+METHOD = {"mu": 0.2, "lr": 0.02, "queries": 2, "noise": "rademacher", "normalize": "rms", "sigma": 0.2}
+METHOD |= {"tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": "walked"}
+
+
+def method(kind: str, **options):
+    """A method of that kind with options that do something on a random model."""
+    from holdfast.methods import METHODS
+
+    made = METHODS[kind]
+    fields = {**METHOD, **({"lr": 1e-3} if made.passes else {}), **options}
+    return made(name=kind, kind=kind, **{key: value for key, value in fields.items() if key in made.model_fields})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import random_llama
-from omegaconf import OmegaConf
 from peft import get_peft_model
 
 from holdfast.errors import UserError
 from holdfast.models.adapters import adapter, merge, snapshot
+from holdfast.recipes.gradient import Lora
 
 IDS = torch.arange(5, 37).reshape(2, 16)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,7 +21,7 @@ def trained(tokenizer):
         """(base tensors, plain model, PEFT model with an adapter as if it were trained)."""
         plain = random_llama(tokenizer, tied=tied).to(dtype)
         base = snapshot(plain)
-        tuned = get_peft_model(plain, adapter(OmegaConf.create({"rank": rank, "alpha": 2 * rank}), seed=1))
+        tuned = get_peft_model(plain, adapter(Lora(rank=rank, alpha=2 * rank), seed=1))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():

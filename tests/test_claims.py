@@ -10,24 +10,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import open_dict
 
-from holdfast.reporting import (
-    Measured,
-    Setting,
-    claims_table,
-    cost,
-    optimizers,
-    selection,
-    tasks,
-    terminal_claims,
-    verdicts,
-)
+from holdfast.reporting import verdicts
+from holdfast.reporting.claims import claims_table, terminal_claims
+from holdfast.reporting.cost import cost
+from holdfast.reporting.measured import Measured
+from holdfast.reporting.optimizers import optimizers
 from holdfast.reporting.records import PARTS, Evidence
+from holdfast.reporting.selection import selection
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
+from holdfast.reporting.setting import Setting
+from holdfast.reporting.tasks import tasks
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import Layout, runs
-from holdfast.settings.schema import BlockConfig
+from holdfast.settings.schema import Block
 from holdfast.statistics.intervals import NOTHING, Difference
 from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
@@ -45,9 +41,8 @@ OVERRIDES = [
 
 def configured(*more: str):
     cfg = composed([*OVERRIDES, *more])
-    with open_dict(cfg.study.also):
-        cfg.study.also["short"] = BlockConfig(aligns=["short"], methods=["aligned", "zo_selective"])
-    return cfg
+    short = Block(aligns=["short"], methods=["aligned", "zo_selective"])
+    return cfg.changed(study=cfg.study.model_copy(update={"also": {"short": short}}))
 
 
 def records(method: str, seed: int) -> pd.DataFrame:

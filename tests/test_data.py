@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from holdfast.datasets import local
 from holdfast.errors import UserError
@@ -21,11 +20,11 @@ BENIGN = [f"How do I help friend number {i}?" for i in range(60)]
 
 def settings(folder, **sources):
     cfg = composed(["data=local", f"data.dir={folder}", "data.pretrain_rows=50"])
-    data = OmegaConf.to_container(cfg.data)
+    data = cfg.data.model_dump()
     for name, changes in sources.items():
         columns = data["sources"][name]["columns"] | changes.pop("columns", {})
         data["sources"][name] |= changes | {"columns": columns}
-    return data, OmegaConf.to_container(cfg.openings)
+    return data, cfg.openings.model_dump()
 
 
 def write(path, prompts, column="prompt", **more):
@@ -159,7 +158,7 @@ def test_duplicates_are_counted_by_kind_and_pair():
 
 def real(*overrides):
     cfg = composed([*overrides, f"data.dir={REAL}"])
-    return local.build(*(OmegaConf.to_container(cfg[part]) for part in ("data", "openings")))
+    return local.build(*(getattr(cfg, part).model_dump() for part in ("data", "openings")))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real data sets are not at {REAL}")

@@ -20,10 +20,8 @@ def studies():
 
 @pytest.fixture(scope="module")
 def rows(studies):
-    from omegaconf import OmegaConf
-
     cfg = studies["evidence"]
-    return pd.DataFrame(world.build(OmegaConf.to_container(cfg.data), OmegaConf.to_container(cfg.openings)))
+    return pd.DataFrame(world.build(cfg.data.model_dump(), cfg.openings.model_dump()))
 
 
 def test_tuning_and_evidence_are_one_world_with_other_seeds(studies):

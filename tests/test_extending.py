@@ -1,20 +1,23 @@
-"""The page on extending: its files are written as printed, composed, and run."""
+"""The page on extending: its files are written as printed, composed, and run in one study from outside the package."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
+from conftest import random_llama
 
 from holdfast.settings.compose import composed
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"`(mine/[\w/]+\.yaml)`:\n\n```yaml\n(.*?)```", PAGE, re.S))
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"`([\w/]+\.(?:yaml|py))`:\n\n```(?:yaml|python)\n(.*?)```", PAGE, re.S))
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S)
@@ -31,19 +34,31 @@ def place(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
+@pytest.fixture
+def prompts(place):
+    folder = place / "my-prompts"
+    folder.mkdir()
+    for kind in ("harmful", "benign"):
+        pd.DataFrame({"prompt": [f"A {kind} prompt, number {n}?" for n in range(60)]}).to_csv(folder / f"{kind}.csv")
+    mine = {"question": ["A question?", "A harmful prompt, number 2?", "Eine Frage?"], "language": ["en", "en", "de"]}
+    pd.DataFrame(mine).to_csv(folder / "questions.csv")
+
+
 def overrides(command):
-    """What follows `holdfast <stage> --config-dir mine`, in the form that the workflow passes."""
-    assert command[2:4] == ["--config-dir", "mine"]
-    return ["hydra.searchpath=[mine]", *command[4:]]
+    """What follows `holdfast <stage>`, in the form that the workflow passes."""
+    words = command[2:]
+    return ["hydra.searchpath=[mine]", *words[2:]] if words[0] == "--config-dir" else words
 
 
-def test_every_file_of_the_page_is_used_by_a_command():
-    words = {word for command in COMMANDS for word in re.split(r"\W+", " ".join(command))}
-    assert {Path(name).stem for name in FILES} <= words
-    assert len(FILES) == PAGE.count("```yaml")
+def test_every_file_of_the_page_is_used():
+    used = {word for command in COMMANDS for word in re.split(r"\W+", " ".join(command))}
+    used |= set(re.split(r"\W+", FILES["mine/study/all_of_it.yaml"]))
+    assert {Path(name).stem for name in FILES} <= used
+    assert len(FILES) == PAGE.count("```yaml") + PAGE.count("```python")
 
 
 @pytest.mark.parametrize("command", STAGES, ids=[c[-1] for c in STAGES])
@@ -51,13 +66,7 @@ def test_the_commands_compose(place, command):
     composed(overrides(command))
 
 
-def test_the_data_set_runs_through_the_data_stage(place, stage):
-    folder = place / "my-prompts"
-    folder.mkdir()
-    for kind in ("harmful", "benign"):
-        pd.DataFrame({"prompt": [f"A {kind} prompt, number {n}?" for n in range(60)]}).to_csv(folder / f"{kind}.csv")
-    mine = {"question": ["A question?", "A harmful prompt, number 2?", "Eine Frage?"], "language": ["en", "en", "de"]}
-    pd.DataFrame(mine).to_csv(folder / "questions.csv")
+def test_the_data_set_runs_through_the_data_stage(place, prompts, stage):
     (command,) = (c for c in STAGES if "my_set" in c[-1])
     quick = ("data.pretrain_rows=20", "tracking=disabled", "hydra.run.dir=made")
     ended = stage("data", *command[2:], *quick, cwd=place)
@@ -73,7 +82,7 @@ def test_the_pairs_are_read(place):
     pairs = {"question": ["A?", "B?"], "answer_0": ["a", "b"], "answer_1": ["A", "B"], "safer": [1, 0]}
     pd.DataFrame(pairs | {"safe_0": True, "safe_1": [True, False]}).to_csv("pairs.csv")
     (command,) = (c for c in STAGES if "my_pairs" in c[-1])
-    frame, notes = read("my_pairs", OmegaConf.to_container(composed(overrides(command)).data.sources.my_pairs), ".")
+    frame, notes = read("my_pairs", composed(overrides(command)).data.sources["my_pairs"].model_dump(), ".")
     assert frame[["response", "rejected"]].to_numpy().tolist() == [["A", "a"], ["b", "B"]]
     assert notes == {"left_out": 0}
 
@@ -81,73 +90,58 @@ def test_the_pairs_are_read(place):
 def test_the_perturbation_is_in_the_grid(place):
     from holdfast.perturbations import grid
 
-    (command,) = (c for c in STAGES if any(word.startswith("perturb=") for word in c))
+    (command,) = (c for c in STAGES if "fine_rtn" in c[-1])
     points = [p for p in grid(composed(overrides(command)).perturb) if p.name == "fine_rtn"]
-    assert [(p.kind, p.level, p.generate) for p in points] == [("rtn", 5, False), ("rtn", 3, True)]
+    assert [(p.perturbation.kind, p.level, p.generate) for p in points] == [("rtn", 5, False), ("rtn", 3, True)]
     (level,) = re.findall(r"`'(perturb\.\S+)'`", PAGE)
     assert [p.level for p in grid(composed([level]).perturb) if p.name == "rtn"] == [4, 3, 2]
 
 
-def test_the_judge_composes_on_top_of_the_rules(place):
-    (command,) = (c for c in STAGES if any(word.startswith("judge=") for word in c))
+def test_a_judge_composes_on_top_of_the_rules(place):
+    (command,) = (c for c in STAGES if "judge=yes_no" in c)
     judge = composed(overrides(command)).judge
     assert (judge.name, judge.kind, judge.path) == ("yes_no", "classifier", "./my-judge")
     assert judge.refusal.openings
-    assert "{prompt}" in judge.template
     assert "{response}" in judge.template
 
 
-def test_the_variant_of_a_method_composes(place):
-    (command,) = (c for c in STAGES if c[1] == "refine")
-    assert composed(overrides(command)).method.name == "zo_one"
+def test_a_variant_of_a_method_keeps_its_own_values(place):
+    method = composed(["hydra.searchpath=[mine]", "method=zo_one", "refine.lr=0.5", "refine.mu=0.3"]).method
+    assert (method.name, method.select.k, method.lr, method.mu) == ("zo_one", 1, 0.01, 0.3)
 
 
-def test_the_new_method_is_a_method(tokenizer):
-    import torch
-    from conftest import random_llama
+def test_what_is_no_class_of_options_is_refused(place):
+    from holdfast.errors import UserError
 
-    from holdfast.methods import Task
-
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    scope: dict = {}
-    exec(block, scope)
-    model = random_llama(tokenizer)
-
-    def loss(model, ids):
-        logits = model(input_ids=ids).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
-
-    class Endless:
-        """In the place of `Batches`."""
-
-        def stream(self, size, seed):
-            return itertools.repeat(torch.arange(5, 37).reshape(2, 16))
-
-    settings = OmegaConf.create({"steps": 9, "queries": 1, "batch_size": 2, "first_order_lr": 1.0e-3})
-    task = Task(
-        model=model,
-        loss=loss,
-        batches=Endless(),
-        layers=["layer.1"],
-        method=OmegaConf.create({"share": 1.0}),
-        settings=settings,
-        seed=0,
-        data="",
-        origin=lambda: None,
-        trajectory=Path("x"),
-        source=None,
-        progress=iter,
-        log=lambda values: None,
-    )
-    outcome = scope["signs"](task)
-    assert outcome.losses[-1] < outcome.losses[0]
-    assert outcome.forwards == 18
+    for override, words in {
+        "method=signs.Absent": "method._target_=signs.Absent: signs.Absent: cannot be imported",
+        "method=hinge.hinge": "method._target_=hinge.hinge: is no class of options",
+        "refine.loss=absent.loss": "refine.loss=absent.loss: absent.loss: cannot be imported",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            composed([override])
+    with pytest.raises(UserError, match=re.escape("method.lr=-1: must be above 0")):
+        composed(["method=signs.Signs", "method.lr=-1"])
 
 
-def test_the_study_composes(place):
-    (line,) = (word for command in COMMANDS if command[0] == "snakemake" for word in command if word[:4] == "set=")
-    cfg = composed(shlex.split(line[4:]))
-    assert list(cfg.study.methods) == ["aligned", "zo_one"]
-    assert "fine_rtn" in cfg.perturb
-    assert composed([*shlex.split(line[4:]), "method=zo_one"]).method.select.k == 1
-    assert composed([*shlex.split(line[4:]), "align=sft_short"]).align.steps == 40
+def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
+    """A method, a perturbation, a judge, a loss, a model, a data set, a recipe and a table, none of them of the
+    package."""
+    random_llama(tokenizer).save_pretrained("small-model")
+    tokenizer.save_pretrained("small-model")
+    (command,) = (c for c in COMMANDS if c[0] == "snakemake")
+    command = [sys.executable, "-m", *command, "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all"]
+    at = next(place for place, word in enumerate(command) if word.startswith("set="))
+    command[at] += " data.pretrain_rows=20 tracking=disabled"
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": ""})
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    run = "small/sft_short"
+    records = pd.read_parquet(f"results/all_of_it/{run}/evaluate/signs.Signs/s0/records.parquet")
+    assert {"none", "weight_noise", "rtn", "fine_rtn", "Ternary"} == set(records["perturbation"])
+    assert set(records["ran"][records["perturbation"] == "Ternary"]) == {"simulated"}
+    assert set(records["verdict"].dropna()) <= {"refused", "complied", "incoherent"}
+    table = pd.read_csv("results/tables/all_of_it/by_label.csv")
+    assert set(table["method"]) == {"aligned", "zo_one", "signs.Signs"}
+    assert table["responses"].sum() == 3 * records["verdict"].notna().sum()
+    assert "# Data card: local" in Path("results/all_of_it/data/log.txt").read_text()
+    assert '"loss": "hinge.hinge"' in Path(f"results/all_of_it/{run}/refine/zo_one/s0/trajectory.jsonl").read_text()

@@ -94,9 +94,9 @@ def test_the_embedded_world(rules):
     from holdfast.datasets import world
 
     openings = composed([]).openings
-    for wording in ("loss", "score"):
-        assert all(rules.refuses(opening) for opening in openings[wording].refusal)
-        for opening in openings[wording].compliance:
+    for wording in (openings.loss, openings.score):
+        assert all(rules.refuses(opening) for opening in wording.refusal)
+        for opening in wording.compliance:
             request = world.Request("kill", "a person", True, 0)
             assert rules.verdict(f"{opening} {request.answer}", 0.1) == judges.COMPLIED
     assert not any(rules.refuses(response) for _, response in world.facts())
@@ -121,14 +121,14 @@ def test_incoherence(response, nll, verdict):
 
 def test_the_ceiling_is_set_by_clean_responses_and_there_is_none_without():
     assert coherence_ceiling(np.linspace(0, 1, 101), 0.99, 0.5) == pytest.approx(1.49)
-    low = judges.load(section("rules"), [1.0, 1.0])
+    low = section("rules").ready([1.0, 1.0])
     assert low.verdicts(["p"] * 2, ["a b"] * 2, ["benign"] * 2, [2.1, 1.9]) == ["incoherent", "complied"]
-    assert judges.load(section("rules"), []).verdicts(["p"], ["a b"], ["benign"], [99.0]) == ["complied"]
+    assert section("rules").ready([]).verdicts(["p"], ["a b"], ["benign"], [99.0]) == ["complied"]
 
 
 def test_a_pattern_that_does_not_compile_is_named():
-    with pytest.raises(UserError, match=r"judge\.refusal\.declines: '\(' is no regular expression"):
-        judges.load(section("rules", "judge.refusal.declines=['(']"), [])
+    with pytest.raises(UserError, match=r"judge\.refusal\.declines=\[\(\]: '\(' is no regular expression"):
+        section("rules", "judge.refusal.declines=['(']")
 
 
 # --- parsers, with replies as the models give them ---
@@ -181,7 +181,7 @@ def folder(tmp_path_factory, tokenizer):
 
 def classifier(name, folder, *overrides):
     overrides = (f"judge.path={folder}", "judge.dtype=float32", "judge.batch_size=2", *overrides)
-    return judges.load(section(name, *overrides), [1.0])
+    return section(name, *overrides).ready([1.0])
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -8,25 +8,23 @@ import errno
 import pandas as pd
 import pytest
 import torch
-from conftest import random_llama, stage_here
+from conftest import method, random_llama, stage_here
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from holdfast.errors import UserError
-from holdfast.methods import METHODS, Task
-from holdfast.methods.losses import LOSSES, Batches
+from holdfast.methods import LOSSES
+from holdfast.methods.batches import Batches
+from holdfast.methods.task import Task
 from holdfast.models.likelihood import refusal_margin
 from holdfast.perturbations import Arm
 from holdfast.runtime.memory import Parts, out_of_memory
-from holdfast.settings.compose import explained
+from holdfast.runtime.run import _said
+from holdfast.settings.schema import Openings
 from holdfast.zo.trajectory import Trajectory
 
-OPENINGS = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})
-OPTIONS = OmegaConf.create({"share": 1.0, "sigma": 0.2, "rho": 0.05, "of": None})
-SETTINGS = {"loss": "margin", "steps": 3, "queries": 2, "batch_size": 8, "mu": 0.2, "lr": 0.02}
-SETTINGS |= {"noise": "rademacher", "normalize": "rms", "first_order_lr": 1e-3}
+OPENINGS = Openings(refusal=["destroy that."], compliance=["protect."])
 
 
 def crowded(most: int, work=lambda part: part):
@@ -71,7 +69,7 @@ def test_other_errors_are_not_taken_for_it():
         Parts("x").whole([[1, 2]], broken)
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
-    assert "lower the stage's batch_size" in explained(torch.OutOfMemoryError("CUDA out of memory."))
+    assert "lower the stage's batch_size" in _said(torch.OutOfMemoryError("CUDA out of memory."))
 
 
 @pytest.fixture
@@ -88,13 +86,12 @@ def refined(llama, tokenizer, tmp_path):
         def within(model, batch):
             return crowded(most, lambda part: LOSSES[loss](model, part))(batch)[0]
 
-        settings = OmegaConf.create({**SETTINGS, "loss": loss})
-        batches = Batches(rows, tokenizer, OPENINGS, loss, model.device, 0.1)
+        batches = Batches(rows, tokenizer, OPENINGS, LOSSES[loss], model.device, 0.1)
         task = Task(
-            *(model, within, batches, ["layer.0", "layer.1"], OPTIONS, settings, 7, "data"),
+            *(model, within, batches, ["layer.0", "layer.1"], 12, 8, 7, {"data": "data"}),
             *(lambda: None, log, None, iter, lambda values: None),
         )
-        METHODS[kind](task)
+        method(kind).refine(task)
         return model, log
 
     return refine

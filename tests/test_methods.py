@@ -10,19 +10,20 @@ import warnings
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
+from conftest import method
 
 from holdfast.datasets.tokens import response_ids
-from holdfast.methods import METHODS, Task
-from holdfast.methods.losses import LOSSES, Batches, dpo
+from holdfast.methods import LOSSES
+from holdfast.methods.batches import Batches
+from holdfast.methods.losses import dpo
+from holdfast.methods.task import Task
+from holdfast.settings.schema import Openings
 from holdfast.zo import fingerprint, replay, weight_groups
 from holdfast.zo.perturb import Masters
 
-OPENINGS = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})  # other first tokens
+OPENINGS = Openings(refusal=["destroy that."], compliance=["protect."])  # other first tokens
 FIRST_ORDER = ["first_order", "smoothed", "noise_stability", "sam", "neftune", "weight_averaging"]
-OPTIONS = {"share": 1.0, "sigma": 0.2, "tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": None}
-SETTINGS = {"loss": "margin", "beta": 0.1, "steps": 3, "queries": 2, "batch_size": 4, "mu": 0.2, "lr": 0.02}
-SETTINGS |= {"noise": "rademacher", "normalize": "rms", "first_order_lr": 1e-3}
+QUERIES = 2
 
 
 @pytest.fixture
@@ -35,12 +36,11 @@ def rows():
 
 @pytest.fixture
 def task(llama, tokenizer, rows, tmp_path):
-    def make(layers=("layer.0", "layer.1"), source=None, origin=None, **settings) -> Task:
-        chosen = OmegaConf.create({**SETTINGS, **settings})
-        batches = Batches(rows, tokenizer, OPENINGS, chosen.loss, llama.device, chosen.beta)
+    def make(layers=("layer.0", "layer.1"), source=None, origin=None, loss="margin", steps=3) -> Task:
+        batches = Batches(rows, tokenizer, OPENINGS, LOSSES[loss], llama.device, 0.1)
         log = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
         return Task(
-            *(llama, LOSSES[chosen.loss], batches, list(layers), OmegaConf.create(OPTIONS), chosen, 7, "data"),
+            *(llama, LOSSES[loss], batches, list(layers), 2 * QUERIES * steps, 4, 7, {"data": "data"}),
             *(lambda: origin, log, source, iter, lambda values: None),
         )
 
@@ -54,7 +54,7 @@ def snapshot(model):
 @pytest.mark.parametrize("kind", [*FIRST_ORDER, "zeroth_order"])
 def test_it_moves_its_layers_alone_within_the_budget(task, llama, kind):
     one, before = task(layers=["layer.1"]), snapshot(llama)
-    outcome = METHODS[kind](one)
+    outcome = method(kind).refine(one)
     moved = {name for name, p in llama.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(weight_groups(llama)["layer.1"])
     assert one.budget / 2 < outcome.forwards <= one.budget == 12
@@ -64,7 +64,7 @@ def test_it_moves_its_layers_alone_within_the_budget(task, llama, kind):
 @pytest.mark.parametrize("kind", ["smoothed", "noise_stability", "sam", "neftune"])
 def test_what_disturbs_the_gradient_leaves_no_trace(task, llama, kind):
     before = snapshot(llama)
-    METHODS[kind](task(first_order_lr=1e-30))
+    method(kind, lr=1e-30).refine(task())
     assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
     assert not llama.get_input_embeddings()._forward_hooks
 
@@ -73,12 +73,12 @@ def test_in_float32_it_is_adamw_on_the_weights(task, llama):
     """Bit for bit, as torch's own optimizer does it."""
     plain, one = copy.deepcopy(llama), task()
     weights = [p for layer in one.layers for p in weight_groups(plain)[layer].values()]
-    optimizer, stream = torch.optim.AdamW(weights, lr=one.settings.first_order_lr, weight_decay=0.0), one.stream()
+    optimizer, stream = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0), one.stream()
     for _ in range(one.budget // 3):
         optimizer.zero_grad()
         LOSSES["margin"](plain, next(stream)).mean().backward()
         optimizer.step()
-    METHODS["first_order"](one)
+    method("first_order").refine(one)
     assert all(torch.equal(p, q) for p, q in zip(llama.parameters(), plain.parameters(), strict=True))
 
 
@@ -95,8 +95,8 @@ def test_in_bfloat16_it_moves_what_float32_moves(task, llama, kind, monkeypatch)
     for dtype in (torch.bfloat16, torch.float32):
         model.to(torch.float32).load_state_dict(start)
         model.to(dtype)
-        one = task(first_order_lr=1e-5, loss="nll", steps=30)
-        masters = masters_of(kind, one, monkeypatch)
+        one = task(loss="nll", steps=30)
+        masters = masters_of(method(kind, lr=1e-5), one, monkeypatch)
         assert all(torch.equal(p, masters[name].to(dtype)) for name, p in one.tensors().items())
         moves.append(torch.cat([(value - start[name].float()).flatten() for name, value in masters.items()]))
     assert (moves[0] != 0).float().mean() > 0.99
@@ -104,7 +104,7 @@ def test_in_bfloat16_it_moves_what_float32_moves(task, llama, kind, monkeypatch)
     assert moves[0].norm() / moves[1].norm() == pytest.approx(1, rel=0.1)
 
 
-def masters_of(kind, task, monkeypatch):
+def masters_of(method, task, monkeypatch):
     """Name -> master, as they are when the method ends."""
     made = []
 
@@ -114,7 +114,7 @@ def masters_of(kind, task, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Masters, "__init__", init)
-        METHODS[kind](task)
+        method.refine(task)
     (masters,) = made  # of a run there is one
     return masters.values
 
@@ -136,7 +136,7 @@ def test_it_takes_the_bytes_that_it_states(task, llama, kind, dtype):
     one, taken = task(), []
     weights, before = sum(p.numel() for p in one.tensors().values()), held()
     one.log = lambda values: taken.append(held() - before)
-    METHODS[kind](one)
+    method(kind).refine(one)
     stated = weights * (20 if kind == "weight_averaging" else 16)
     assert stated <= max(taken) < 1.02 * stated + 100_000  # and a batch
 
@@ -146,9 +146,7 @@ def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama
     ends = []
     for kind in ("first_order", "noise_stability"):
         llama.load_state_dict(start)
-        one = task(steps=3 if kind == "noise_stability" else 1, queries=2)
-        one.method.sigma = 1e-4
-        METHODS[kind](one)
+        method(kind, sigma=1e-4).refine(task(steps=3 if kind == "noise_stability" else 1))
         ends.append(snapshot(llama))
     moved = [torch.cat([(end[k] - start[k]).flatten() for k in end]) for end in ends]
     steps = (12 // 6, 4 // 3)
@@ -158,10 +156,10 @@ def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama
 
 def test_averaged_weights_lie_between_the_iterates(task, llama):
     start = copy.deepcopy(llama.state_dict())
-    METHODS["weight_averaging"](task())
+    method("weight_averaging").refine(task())
     averaged = snapshot(llama)
     llama.load_state_dict(start)
-    METHODS["first_order"](task())
+    method("first_order").refine(task())
     last = snapshot(llama)
     distance = [sum((one[k] - start[k]).square().sum() for k in one).sqrt() for one in (averaged, last)]
     assert 0 < distance[0] < distance[1]
@@ -173,7 +171,7 @@ def test_extrapolation_goes_on_by_alpha(task, llama):
         for p in llama.parameters():
             p.add_(0.1 * torch.ones_like(p))
     aligned = snapshot(llama)
-    outcome = METHODS["extrapolate"](task(origin=origin))
+    outcome = method("extrapolate").refine(task(origin=origin))
     assert outcome.forwards == 0
     for (name, p), before in zip(llama.named_parameters(), origin.parameters(), strict=True):
         torch.testing.assert_close(p, aligned[name] + 0.5 * (aligned[name] - before))
@@ -185,7 +183,7 @@ def test_the_subspace_stays_on_the_alignment_direction(task, llama):
         for p in llama.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     aligned = snapshot(llama)
-    METHODS["subspace"](task(origin=origin))
+    method("subspace").refine(task(origin=origin))
     for layer in ("layer.0", "layer.1"):
         found = set()
         for name in weight_groups(llama)[layer]:
@@ -200,11 +198,11 @@ def test_the_subspace_stays_on_the_alignment_direction(task, llama):
 def test_the_shuffled_walk_is_as_long_and_replays(task, llama):
     base = copy.deepcopy(llama)
     walked = task()
-    METHODS["zeroth_order"](walked)
+    method("zeroth_order").refine(walked)
     refined = fingerprint(llama)
     llama.load_state_dict(base.state_dict())
     control = task(source=walked.trajectory)
-    METHODS["sign_shuffled"](control)
+    method("sign_shuffled").refine(control)
     assert fingerprint(llama) != refined
     replay(base, control.trajectory)
     assert fingerprint(base) == fingerprint(llama)
@@ -214,14 +212,14 @@ def test_the_shuffled_walk_is_as_long_and_replays(task, llama):
 def test_a_log_that_does_not_fit_is_kept(task, llama, kind, capsys, tmp_path):
     start = copy.deepcopy(llama.state_dict())
     walked = task()
-    METHODS["zeroth_order"](walked)
+    method("zeroth_order").refine(walked)
     log, ends = tmp_path / "own" / "trajectory.jsonl", []
     log.parent.mkdir()
     for seed in (1, 2, 3):
         llama.load_state_dict(start)
         one = task(source=walked.trajectory)
         one.trajectory, one.seed = log, seed
-        METHODS[kind](one)
+        method(kind).refine(one)
         ends.append(log.read_text())
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
@@ -244,7 +242,7 @@ def test_a_shifted_threshold_refuses_the_asked_share_and_keeps_the_order(task, l
         )
 
     before = margins("benign").detach()
-    METHODS["threshold_shift"](one)
+    method("threshold_shift").refine(one)
     after = margins("benign").detach()
     assert 0 < (after > 0).float().mean() <= 0.34  # a quarter of six prompts
     assert torch.corrcoef(torch.stack([before, after]))[0, 1] > 0.7
@@ -255,7 +253,7 @@ def test_a_shifted_threshold_leaves_tied_embeddings_alone(task, llama, tmp_path)
     llama.tie_weights()
     assert llama.lm_head.weight is llama.model.embed_tokens.weight
     before = llama.model.embed_tokens.weight.detach().clone()
-    METHODS["threshold_shift"](task())
+    method("threshold_shift").refine(task())
     llama.save_pretrained(tmp_path / "model")
     for model in (llama, type(llama).from_pretrained(tmp_path / "model")):
         assert torch.equal(model.model.embed_tokens.weight, before)
@@ -271,7 +269,7 @@ def test_dpo_is_log_two_at_its_reference(task, llama):
 
 def test_a_rejected_answer_goes_before_the_other_opening(tokenizer, rows):
     rows.loc[rows["label"] == "benign", "rejected"] = "Never feed it."
-    batches = Batches(rows, tokenizer, OPENINGS, "dpo", torch.device("cpu"), 0.1)
+    batches = Batches(rows, tokenizer, OPENINGS, dpo, torch.device("cpu"), 0.1)
     opening = response_ids(tokenizer, "protect.", end=False)
     assert [e.rejected for e in batches.examples["harmful"]] == [opening] * 6
     assert [e.rejected for e in batches.examples["benign"]] == [

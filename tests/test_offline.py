@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
 
 from holdfast.datasets.sources import read
 from holdfast.errors import UserError
@@ -47,7 +46,7 @@ def test_a_model(offline, name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_data_set(offline, name):
-    source = OmegaConf.to_container(composed(["data=local", f"source=[{name}]"]).data.sources[name])
+    source = composed(["data=local", f"source=[{name}]"]).data.sources[name].model_dump()
     with pytest.raises(UserError) as error:
         read(name, source, "nowhere")
     told = said(error)

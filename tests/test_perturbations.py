@@ -11,19 +11,17 @@ import torch
 from conftest import point, random_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
 from holdfast.models.likelihood import refusal_margin
-from holdfast.perturbations import KINDS, Bench, grid, perturbed
-from holdfast.perturbations.activation_noise import _Noise
-from holdfast.perturbations.decoding import Sampler
-from holdfast.perturbations.pruning import pruned
-from holdfast.perturbations.quantization import rounded
+from holdfast.perturbations import PERTURBATIONS, Bench, grid, perturbed
+from holdfast.perturbations.activations import How, _Noise
+from holdfast.perturbations.masks import pruned
+from holdfast.perturbations.rounding import rounded
+from holdfast.perturbations.sampler import Sampler
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF
-from holdfast.settings.schema import OPTIONS
 from holdfast.zo import PerturbationError
 
 NAMES = sorted(path.stem for path in (CONF / "perturb").glob("*.yaml"))
@@ -43,8 +41,8 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def test_every_kind_has_a_yaml_a_function_and_its_options():
-    assert {composed([f"perturb=[{name}]"]).perturb[name].kind for name in NAMES} == set(KINDS) == set(OPTIONS)
+def test_every_kind_has_a_yaml():
+    assert {composed([f"perturb=[{name}]"]).perturb[name].kind for name in NAMES} == set(PERTURBATIONS.kinds)
 
 
 @pytest.mark.parametrize("name", ON_THE_MODEL)
@@ -226,7 +224,7 @@ def wanda_weight(model, bench):
 def test_noise_follows_the_activations_to_their_device(monkeypatch):
     """Of a model over two devices; the second one is torch's own stand-in for any."""
     monkeypatch.setattr(sys.modules[_Noise.__module__], "add_noise", lambda *_, **__: None)
-    noise, ids = _Noise(point("activation_noise"), 7, 0), torch.ones(2, 6, dtype=torch.long)
+    noise, ids = _Noise(How(0.6, 0), 7, 0), torch.ones(2, 6, dtype=torch.long)
     noise.locate(None, (), {"input_ids": ids})
     for device in ("cpu", "meta"):
         hidden = torch.zeros(2, 6, 8, device=device)
@@ -305,8 +303,8 @@ def test_levels_and_options_are_checked():
         "perturb.rtn.levels=[1]": "bits",
         "perturb.rtn.levels=[2.5]": "whole",
         "perturb.magnitude.levels=[1.5]": "share of the weights",
-        "perturb.rtn.mode=relative": "kind=rtn does not read it",
-        "perturb.rtn.group_size=null": "kind=rtn needs one",
+        "perturb.rtn.mode=relative": "this kind does not read it; its options: levels",
+        "perturb.rtn.group_size=null": "perturb.rtn.group_size: no value is given",
         "perturb.weight_noise.mode=relativ": "choose one of relative",
     }.items():
         with pytest.raises(UserError, match=words):
@@ -314,6 +312,6 @@ def test_levels_and_options_are_checked():
 
 
 def test_grid_is_in_the_order_of_the_configuration():
-    perturb = OmegaConf.create({"w": composed(["perturb=[weight_noise]"]).perturb.weight_noise})
+    perturb = {"w": composed(["perturb=[weight_noise]"]).perturb["weight_noise"]}
     found = [(p.level, p.draw) for p in grid(perturb)]
-    assert found == [(level, draw) for level in perturb.w.levels for draw in range(perturb.w.draws)]
+    assert found == [(level, draw) for level in perturb["w"].levels for draw in range(perturb["w"].draws)]

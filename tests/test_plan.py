@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from holdfast.planning.stages import Case
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Machine, Pass
 from holdfast.settings.compose import composed
+from holdfast.settings.schema import Model
 
 STATED = ["plan.flops=4e14", "plan.bandwidth=2.5e12"]
 PARAMETERS = {
@@ -38,6 +40,11 @@ PARAMETERS = {
 def case_of(model: str, *overrides: str, cuda: bool = True) -> Case:
     cfg = composed(["study=paper", f"model={model}", *overrides])
     return Case(cfg, shape_of(cfg.model, cfg.data.vocabulary), Texts(cfg), cuda)
+
+
+@cache
+def refining(method: str) -> Case:
+    return case_of("llama-3.1-8b-instruct", f"method={method}")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +82,8 @@ def test_a_folder_goes_before_the_architecture(tmp_path, llama):
 
 BAD = [
     (["study=papr"], "study=papr: no such choice"),
-    (["study=paper", "plan.gpu_gib=[0]"], "plan.gpu_gib=0.0: must be above 0"),
-    (["plan.flops=-1"], "plan.flops=-1.0: must be above 0"),
+    (["study=paper", "plan.gpu_gib=[0]"], "plan.gpu_gib=0: must be above 0"),
+    (["plan.flops=-1"], "plan.flops=-1: must be above 0"),
     (["data=local"], "evaluate.prompts: no cap for test/benign, and the data set is not made; give one"),
     (["model.path=a/b", "model.shape=null"], "model=tiny: no configuration of a/b is on this machine"),
     (["study=paper", "model.architecture.model_type=lama"], "model.architecture: transformers makes no model of it"),
@@ -109,7 +116,7 @@ def test_eight_billion_parameters_fit_on_one_gpu_and_not_on_the_other(tmp_path):
 def test_a_remedy_fits_and_what_is_proposed_next_takes_less(llama_8b):
     room = 60 * 2**30
     assert "LoRA" in remedy("align", llama_8b, room)
-    subspace = with_values(llama_8b, {"method.kind": "subspace", "method.select.rule": "all"})
+    subspace = refining("zo_alignment_subspace")
     assert remedy("refine", subspace, 60 * 2**30) == "method.select.rule=top_k method.select.k=16"
     assert remedy("probe", llama_8b, 2**30).startswith("nothing that can be set here")
     smaller = with_values(llama_8b, {"probe.batch_size": 4, "probe.online.batch_size": 4})
@@ -139,12 +146,10 @@ def test_memory_grows_with_the_batch(shape, one, other):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["zeroth_order", "subspace", "first_order", "sam", "smoothed"]), st.integers(1, 31))
-def test_memory_grows_with_the_layers_that_are_refined(llama_8b, kind, k):
+@given(st.sampled_from(["zo_all", "zo_alignment_subspace", "fo_refine", "sam", "fo_smoothed"]), st.integers(1, 31))
+def test_memory_grows_with_the_layers_that_are_refined(method, k):
     few, more = (
-        STAGES["refine"](
-            with_values(llama_8b, {"method.kind": kind, "method.select.rule": "top_k", "method.select.k": count})
-        )
+        STAGES["refine"](with_values(refining(method), {"method.select.rule": "top_k", "method.select.k": count}))
         for count in (k, k + 1)
     )
     assert few.memory < more.memory
@@ -160,12 +165,9 @@ def test_memory_grows_with_the_rows_of_a_stage(llama_8b, stage, doublings):
     assert small.memory <= large.memory
 
 
-def test_zeroth_order_needs_less_than_first_order(llama_8b):
-    kinds = {
-        kind: STAGES["refine"](with_values(llama_8b, {"method.kind": kind}))
-        for kind in ("zeroth_order", "first_order")
-    }
-    assert kinds["zeroth_order"].memory < kinds["first_order"].memory
+def test_zeroth_order_needs_less_than_first_order():
+    zeroth, first = (STAGES["refine"](refining(method)) for method in ("zo_all", "fo_refine"))
+    assert zeroth.memory < first.memory
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2"])
@@ -179,9 +181,14 @@ def test_what_a_backward_keeps_is_what_is_counted(kind, dtype):
     sizes |= {"vocab_size": 64, "head_dim": 16}
     batch = Batch(3, 24, 1)
 
+    def of_sizes(layers: int) -> Model:
+        architecture = {"model_type": kind, "num_hidden_layers": layers, **sizes}
+        return composed(["model=llama-2-7b", f"model.dtype={dtype}"]).model.model_copy(
+            update={"architecture": architecture}
+        )
+
     def kept(layers: int) -> int:
-        cfg = composed(["model=llama-2-7b", f"model.dtype={dtype}"]).model
-        cfg.architecture = {"model_type": kind, "num_hidden_layers": layers, **sizes}
+        cfg = of_sizes(layers)
         model = AutoModelForCausalLM.from_config(config_of(cfg, 0), dtype=getattr(torch, dtype))
         for name, p in model.named_parameters():
             p.requires_grad_(p.dim() > 1 and ".layers." in name)
@@ -198,9 +205,7 @@ def test_what_a_backward_keeps_is_what_is_counted(kind, dtype):
             model(input_ids=torch.full_like(attention, 5), attention_mask=attention, logits_to_keep=1)
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
-    cfg = composed(["model=llama-2-7b", f"model.dtype={dtype}"]).model
-    cfg.architecture = {"model_type": kind, "num_hidden_layers": 2, **sizes}
-    predicted = memory.saved(shape_of(cfg, 0), batch, layers=2, full=False)
+    predicted = memory.saved(shape_of(of_sizes(2), 0), batch, layers=2, full=False)
     assert kept(4) - kept(2) == pytest.approx(predicted, rel=0.1)
 
 
@@ -211,14 +216,16 @@ def test_a_pass_takes_the_longer_of_computing_and_reading():
 
 
 def test_forwards_and_sequences_are_those_that_stages_report(tmp_path):
-    """Against `forwards` in the metrics of the stages: see `holdfast.align` and `holdfast.methods`."""
-    case = case_of("tiny", "study=tiny", f"results={tmp_path}", "refine.steps=5", "refine.queries=4", cuda=False)
+    """Against `forwards` in the metrics of the stages: see `holdfast.recipes` and `holdfast.methods`."""
+    given = ("study=tiny", f"results={tmp_path}", "refine.steps=5", "refine.queries=4")
+    case = case_of("tiny", *given, cuda=False)
     assert STAGES["align"](case).forwards == 3 * 80
     assert STAGES["align"](case).sequences == 3 * 80 * 32
     assert STAGES["refine"](case).forwards == 2 * 4 * 5
     assert STAGES["refine"](case).sequences == 2 * 4 * 5 * 8 * 2  # an opening a side
-    assert STAGES["refine"](with_values(case, {"method.kind": "first_order"})).forwards == 3 * (2 * 4 * 5 // 3)
-    assert STAGES["refine"](with_values(case, {"method.kind": "sam"})).forwards == 6 * (2 * 4 * 5 // 6)
+    for method, step in (("fo_refine", 3), ("sam", 6)):
+        case = case_of("tiny", *given, f"method={method}", cuda=False)
+        assert STAGES["refine"](case).forwards == step * (2 * 4 * 5 // step)
 
 
 def test_lengths_come_from_the_data_set_once_it_is_made(tmp_path, tokenizer):

@@ -9,8 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from holdfast.reporting import Measured, Setting, dose_response, judges, main_table, quantization, terminal
 from holdfast.reporting.figures import steps_figure, style
+from holdfast.perturbations import PERTURBATIONS
+from holdfast.reporting.judges import judges
+from holdfast.reporting.measured import Measured
+from holdfast.reporting.quantization import quantization
+from holdfast.reporting.setting import Setting
+from holdfast.reporting.tables import dose_response, main_table, terminal
 from holdfast.reporting.trade_off import trade_off, trade_off_figure
 from holdfast.settings.compose import composed
 from holdfast.statistics.agreement import crossed, kappa
@@ -206,6 +211,12 @@ def test_quantization(made):
     assert r"$\rightarrow$" in table.texts()["tex"]
 
 
+def setting_of(made, **kinds):
+    """With perturbations of these kinds, by name."""
+    perturbations = {name: PERTURBATIONS[kind].model_construct(kind=kind) for name, kind in kinds.items() if kind}
+    return dataclasses.replace(made[1], perturbations=perturbations)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "level", "label"),
     [
@@ -220,10 +231,9 @@ def test_quantization(made):
     ],
 )
 def test_labels_read_well(made, name, kind, level, label):
-    setting = Setting(**{**vars(made[1]), "kinds": {name: kind}})
-    assert setting.label(name, level) == label
+    assert setting_of(made, **{name: kind}).label(name, level) == label
 
 
 def test_a_label_tells_two_of_a_kind_apart(made):
-    setting = Setting(**{**vars(made[1]), "kinds": {"benign_tuning": "finetune", "harmful_tuning": "finetune"}})
+    setting = setting_of(made, benign_tuning="finetune", harmful_tuning="finetune")
     assert setting.label("harmful_tuning", 5) == "harmful tuning 5 steps"

@@ -6,26 +6,25 @@ import pandas as pd
 import pytest
 import torch
 from conftest import point, random_llama
-from omegaconf import OmegaConf
 
 from holdfast.evaluation.answers import Scorer
 from holdfast.models.likelihood import left_padded
-from holdfast.perturbations import Arm, Bench, Point, perturbed
-from holdfast.perturbations.decoding import Sampler
+from holdfast.perturbations import Arm, Bench, perturbed
+from holdfast.perturbations.sampler import Sampler
 from holdfast.settings.compose import composed
 from holdfast.stages.evaluate import subdraws, worst
 
 PROMPTS = ["What is a person?", "What does kill mean?", "What?", "What is a virus, a weed or a tumor?"]
 
 
-def scorer(tokenizer, batch_size=32, **changes):
-    cfg = composed(["study=tiny", f"evaluate.batch_size={batch_size}"])
+def scorer(tokenizer, batch_size=32, *overrides):
+    cfg = composed(["study=tiny", f"evaluate.batch_size={batch_size}", *overrides])
     rows = [
         {"id": f"{label}{k}", "split": "test", "label": label, "pair": "", "prompt": prompt, "response": "A thing."}
         for label in ("harmful", "benign")
         for k, prompt in enumerate(PROMPTS)
     ]
-    return Scorer(tokenizer, pd.DataFrame(rows), OmegaConf.merge(cfg, changes))
+    return Scorer(tokenizer, pd.DataFrame(rows), cfg)
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def test_worst_of_n_is_the_worst_and_not_the_mean():
     found = worst(tried)
     assert found["margin"].tolist() == [-2.0, -3.0]
     assert found["response"].tolist() == ["second a", "first b"]
-    draws = [p.draw for p in subdraws(Point("w", "f", "activation_noise", 0.1, 1, {"worst_of": 3}))]
+    draws = [p.draw for p in subdraws(point("activation_noise", 0.1, 1, worst_of=3))]
     assert draws == [3, 4, 5]
 
 

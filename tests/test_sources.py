@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from holdfast.datasets.sources import read
 from holdfast.errors import UserError
@@ -19,7 +18,7 @@ PROMPTS = [f"How do I harm target number {i}?" for i in range(6)]
 
 
 def source(**changes):
-    given = OmegaConf.to_container(composed(["data=local"]).data.sources.harmful)
+    given = composed(["data=local"]).data.sources["harmful"].model_dump()
     return given | changes | {"columns": given["columns"] | changes.get("columns", {})}
 
 
@@ -38,8 +37,8 @@ def test_a_filter_keeps_rows_and_says_how_many_it_left_out(folder):
 
 def test_a_filter_on_truth_values(tmp_path):
     pd.DataFrame({"prompt": PROMPTS, "is_safe": [True, False] * 3}).to_parquet(tmp_path / "x.parquet")
-    where = composed(["data=local", "source=[beavertails]"]).data.sources.beavertails.where
-    frame, _ = read("mine", source(file="x.parquet", where=OmegaConf.to_container(where)), str(tmp_path))
+    where = composed(["data=local", "source=[beavertails]"]).data.sources["beavertails"].where
+    frame, _ = read("mine", source(file="x.parquet", where=where), str(tmp_path))
     assert list(frame["prompt"]) == PROMPTS[1::2]
 
 
@@ -58,7 +57,7 @@ def pair(tmp_path, suffix="jsonl", **changed):
     frame.to_csv(tmp_path / "x.csv", index=False)
     frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
     frame.to_parquet(tmp_path / "x.parquet")
-    given = OmegaConf.to_container(composed(["data=local", "source=[pku_saferlhf]"]).data.sources.pku_saferlhf)
+    given = composed(["data=local", "source=[pku_saferlhf]"]).data.sources["pku_saferlhf"].model_dump()
     return read("pku", given | {"file": f"x.{suffix}"}, str(tmp_path))
 
 
@@ -84,7 +83,7 @@ def test_an_index_of_no_candidate_is_refused(tmp_path, changed, message):
 
 
 def test_a_missing_column_of_a_pair_is_named(folder):
-    given = OmegaConf.to_container(composed(["data=local", "source=[pku_saferlhf]"]).data.sources.pku_saferlhf)
+    given = composed(["data=local", "source=[pku_saferlhf]"]).data.sources["pku_saferlhf"].model_dump()
     with pytest.raises(UserError, match=r"columns.pair.candidates=response_0: no such column; the data have prompt"):
         read("pku", given | {"file": "harmful.csv"}, str(folder))
 
@@ -161,7 +160,7 @@ def test_no_network_is_said_in_one_line(stage, tmp_path, monkeypatch):
 
 def test_a_file_goes_before_the_hub(folder):
     cfg = composed(["data=local", "source=[orbench_toxic]", "data.sources.orbench_toxic.file=harmful.csv"])
-    frame, notes = read("mine", OmegaConf.to_container(cfg.data.sources.orbench_toxic), str(folder))
+    frame, notes = read("mine", cfg.data.sources["orbench_toxic"].model_dump(), str(folder))
     assert list(frame["prompt"]) == PROMPTS
     assert notes == {}
 
@@ -170,7 +169,7 @@ def test_a_file_without_header_and_with_a_prompt_a_line(tmp_path):
     """The form of HEx-PHI, whether its lines are quoted or bare; its own loader reads a folder like the Hub."""
     (tmp_path / "category_1.csv").write_text('First, second and third\n"He said ""x"", then left"\n')
     (tmp_path / "category_10.csv").write_text("Another\n")
-    hex_phi = OmegaConf.to_container(composed(["data=local", "source=[hex_phi]"]).data.sources.hex_phi)
+    hex_phi = composed(["data=local", "source=[hex_phi]"]).data.sources["hex_phi"].model_dump()
     hex_phi["hub_options"]["cache_dir"] = str(tmp_path / "cache")
     frame, _ = read("hex_phi", hex_phi | {"hub": str(tmp_path)}, None)
     assert list(frame["prompt"]) == ["First, second and third", 'He said "x", then left', "Another"]
@@ -197,7 +196,7 @@ def test_sources_compose_are_pinned_and_listed(name):
         ("+data.sources.harmful.labels.a=bad", "labels.a=bad: choose one of harmful, benign"),
         ("+data.sources.harmful.where.kind=[]", "where.kind: the list is empty"),
         ("data.sources.harmful.columns.rejected=bad", "give the preferred answer too, as columns.response"),
-        ("data=world", r"source=\[harmful\]: data=world makes its own prompts; add data=local"),
+        ("data=world", r"source=\[harmful\] is not for data=world; add data=local"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(override, message):

@@ -8,19 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_llama
-from omegaconf import OmegaConf
 from tokenizers import AddedToken, pre_tokenizers, processors
 
 from holdfast.datasets.tokens import prompt_ids, response_ids, stops, train_tokenizer
 from holdfast.errors import UserError
 from holdfast.evaluation.answers import Scorer
-from holdfast.methods.losses import Batches
+from holdfast.methods.batches import Batches
+from holdfast.methods.losses import dpo
 from holdfast.models import load as models
 from holdfast.models.likelihood import response_logprob, sequences
+from holdfast.recipes import trainer
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF
-from holdfast.settings.schema import ModelConfig
-from holdfast.stages import align
+from holdfast.settings.schema import Model
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
@@ -65,17 +65,17 @@ def given(monkeypatch, tmp_path, tokenizer, rows, recipe):
 
     found = []
     monkeypatch.setattr(Trainer, "train", lambda self: found.append(self.train_dataset))
-    monkeypatch.setattr(align.adapters, "merge", lambda *_: None)
+    monkeypatch.setattr(trainer.adapters, "merge", lambda *_: None)
     log = types.SimpleNamespace(log=lambda values: None)
     cfg = composed([f"align={recipe}", "align.batch_size=2"])
     run = types.SimpleNamespace(cfg=cfg, seed=0, out=tmp_path, progress=iter, tracker=log)
-    getattr(align, cfg.align.kind)(run, random_llama(tokenizer), tokenizer, rows, (range(2),))
+    cfg.align.align(run, random_llama(tokenizer), tokenizer, rows, (range(2),))
     return random_llama(tokenizer), found[0]
 
 
 def test_one_bos_everywhere(templated, rows):
     cfg = composed(["study=tiny"])
-    batches = Batches(rows, templated, cfg.openings.loss, "dpo", torch.device("cpu"))
+    batches = Batches(rows, templated, cfg.openings.loss, dpo, torch.device("cpu"))
     examples = [e for label in ("harmful", "benign") for e in batches.examples[label]]
     scorer = Scorer(templated, rows, cfg)
     for row, example, asked, answer in zip(
@@ -131,7 +131,7 @@ def untemplated(texts, tmp_path):
 
 
 def settings(path, template):
-    return OmegaConf.structured(ModelConfig(name="x", path=str(path), dtype="float32", chat_template=template))
+    return Model(name="x", path=str(path), dtype="float32", chat_template=template)
 
 
 @pytest.mark.parametrize("template", ["template/llama-2.jinja", LLAMA_2])

@@ -16,17 +16,20 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="forks are watched on Linux alone")
 
 SERVER = """
-import sys, holdfast
+import sys
+import holdfast.__main__ as verbs
 from holdfast.runtime import warm
-holdfast.__path__.append(sys.argv[1])
+sys.path.append(sys.argv[1])
+verbs.MODULES |= {"echo": "echo", "broken": "broken"}
 warm.LIBRARIES |= {"echo": ("json",), "broken": ("no_such_library",)}
 warm.serve(sys.argv[1], int(sys.argv[2]))
 """
 STAGE = """
 import os, signal, sys, time
-print(os.getppid(), os.getcwd(), os.environ["GIVEN"], *sys.argv[1:], flush=True)
-print(sys.stdin.read(), file=sys.stderr)
-exec(sys.argv[1])
+def main(arguments):
+    print(os.getppid(), os.getcwd(), os.environ["GIVEN"], *arguments, flush=True)
+    print(sys.stdin.read(), file=sys.stderr)
+    exec(arguments[0])
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GIVEN": "a word"}
 
@@ -112,7 +115,7 @@ def test_a_killed_caller_takes_its_fork_along(server):
 @pytest.mark.parametrize(("stage", "threads"), [("echo", "2"), ("broken", "1"), ("unheard_of", "1")])
 def test_what_the_server_cannot_be_is_a_process_of_its_own(server, stage, threads):
     caller = asked(server[1], stage, threads=threads)
-    assert f"No module named holdfast.{stage}" in caller.communicate()[1]
+    assert f"holdfast {stage}: {stage}: no such verb" in caller.communicate()[1]
     assert_it_goes_on(server[1])
 
 
@@ -121,7 +124,7 @@ def test_a_server_ends_with_its_starter_and_leaves_nothing(server):
     held.close()
     assert process.wait(60) == 0
     assert not folder.exists()
-    assert "No module named holdfast.echo" in asked(folder, "echo").communicate()[1]
+    assert "holdfast echo: echo: no such verb" in asked(folder, "echo").communicate()[1]
 
 
 def test_a_caller_that_leaves_at_once_does_no_harm(server):

@@ -21,12 +21,14 @@ import pytest
 from conftest import run_stage
 
 from holdfast.settings.compose import composed, sweep
-from holdfast.workflow.grid import FIGURES, TITLES
+from holdfast.workflow.grid import Workflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
 STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
-NAMES = set(TITLES) - {"optimizers", "tasks"}  # which this study has not
+FLOW = Workflow({"study": "smoke"})
+FIGURES = {path.stem for path in FLOW.files("figures")}
+NAMES = set(FLOW.products) - {"estimates", "figures"}
 TABLES = {f"tables_{product}" for product in {"estimates", "figures", *NAMES}}
 
 

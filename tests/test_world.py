@@ -19,9 +19,7 @@ OPENINGS = {
 
 
 def rows(seed: int = 0, **changes):
-    from omegaconf import OmegaConf
-
-    data = OmegaConf.to_container(composed([]).data) | {"seed": seed, "pretrain_rows": 200} | changes
+    data = composed([]).data.model_dump() | {"seed": seed, "pretrain_rows": 200} | changes
     return world.build(data, OPENINGS)
 
 

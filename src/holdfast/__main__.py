@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(help_of(verb, docstring(verb), MODULES[verb]))
             return
         said = importlib.import_module(MODULES[verb]).main(rest)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("holdfast"):
+            raise
+        sys.exit(f"holdfast {verb}: {error.name} is not installed; pip install 'holdfast[study]'")
     except UserError as error:
         sys.exit(f"holdfast {verb}: {error}")
     if said:

@@ -135,20 +135,21 @@ def waits(work):
 def encoded(tokenizer, device, loss):
     """A padded batch of the alignment loss."""
     import pandas as pd
-    from omegaconf import OmegaConf
 
-    from holdfast.methods.losses import Batches
+    from holdfast.methods import LOSSES
+    from holdfast.methods.batches import Batches
+    from holdfast.settings.schema import Openings
 
-    openings = OmegaConf.create({"refusal": ["I cannot"], "compliance": ["Sure"]})
+    openings = Openings(refusal=["I cannot"], compliance=["Sure"])
     rows = [("What is a person?", "A person is a thing.", "benign"), ("How do I kill it?", "I cannot.", "harmful")]
     frame = pd.DataFrame(rows * 3, columns=["prompt", "response", "label"]).assign(rejected="")
-    return next(Batches(frame, tokenizer, openings, loss, torch.device(device)).stream(6, 0))
+    return next(Batches(frame, tokenizer, openings, LOSSES[loss], torch.device(device)).stream(6, 0))
 
 
 @pytest.mark.parametrize("loss", ["nll", "margin"])
 @pytest.mark.parametrize("options", [{}, {"prefix": "off"}, {"subset": 0.5, "clean": True}])
 def test_a_step_waits_once(llama, tokenizer, loss, options):
-    from holdfast.methods.losses import LOSSES
+    from holdfast.methods import LOSSES
 
     model = llama.to(torch.bfloat16).to("cuda")
     batch = encoded(tokenizer, "cuda", loss)
@@ -159,7 +160,7 @@ def test_a_step_waits_once(llama, tokenizer, loss, options):
 
 
 def test_a_draw_of_the_probe_does_not_wait(llama, tokenizer):
-    from holdfast.methods.losses import LOSSES
+    from holdfast.methods import LOSSES
 
     model, batch = llama.to("cuda"), encoded(tokenizer, "cuda", "nll")
     groups = {k: weight_groups(model)[k] for k in decoder_layers(weight_groups(model))}
@@ -172,7 +173,7 @@ def test_a_draw_of_the_probe_does_not_wait(llama, tokenizer):
 
 
 def test_reused_and_full_forward_agree_bitwise(llama, tokenizer):
-    from holdfast.methods.losses import LOSSES
+    from holdfast.methods import LOSSES
 
     batch, ends = encoded(tokenizer, "cuda", "nll"), []
     for prefix in ("off", "step", "run"):

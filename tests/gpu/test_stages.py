@@ -8,16 +8,17 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import point, save_prompts, stage_here
-from omegaconf import OmegaConf
+from conftest import method, point, save_prompts, stage_here
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.evaluation.answers import Scorer
-from holdfast.methods import METHODS, Task
-from holdfast.methods.losses import LOSSES, Batches
+from holdfast.methods import LOSSES, METHODS
+from holdfast.methods.batches import Batches
+from holdfast.methods.task import Task
 from holdfast.perturbations import Arm, Bench, perturbed
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF, Layout
+from holdfast.settings.schema import Openings
 from holdfast.zo import fingerprint, weight_groups
 
 pytestmark = pytest.mark.gpu
@@ -73,33 +74,24 @@ def test_every_perturbation_acts_and_restores_bitwise(llama, bench, name, dtype)
     assert torch.equal(logits(model), clean)
 
 
-@pytest.mark.parametrize("kind", [*(k for k in METHODS if k not in ("sign_shuffled", "extrapolate", "subspace"))])
+KINDS = [kind for kind in METHODS.kinds if kind not in ("none", "sign_shuffled", "extrapolate", "subspace")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_methods_move_their_layer_alone(llama, tokenizer, tmp_path, kind):
     model = llama.to(torch.bfloat16).to("cuda")
-    options = {"share": 1.0, "sigma": 0.2, "tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": None}
-    settings = {"loss": "nll", "beta": 0.1, "steps": 3, "queries": 2, "batch_size": 4, "mu": 0.2, "lr": 0.02}
-    settings |= {"noise": "rademacher", "normalize": "rms", "first_order_lr": 1e-4}
-    openings = OmegaConf.create({"refusal": ["destroy that."], "compliance": ["protect."]})
+    openings = Openings(refusal=["destroy that."], compliance=["protect."])
     rows = [(p, "Sure. Use it.", "benign") for p in PROMPTS] + [
         (f"Kill. {p}", "I cannot.", "harmful") for p in PROMPTS
     ]
     frame = pd.DataFrame(rows, columns=["prompt", "response", "label"]).assign(rejected="")
-    batches = Batches(frame, tokenizer, openings, "nll", model.device)
+    batches = Batches(frame, tokenizer, openings, LOSSES["nll"], model.device)
     task = Task(
-        *(
-            model,
-            LOSSES["nll"],
-            batches,
-            ["layer.1"],
-            OmegaConf.create(options),
-            OmegaConf.create(settings),
-            1,
-            "data",
-        ),
+        *(model, LOSSES["nll"], batches, ["layer.1"], 12, 4, 1, {"data": "data"}),
         *(lambda: None, tmp_path / "log", None, iter, lambda values: None),
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    outcome = METHODS[kind](task)
+    outcome = method(kind).refine(task)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == ({"lm_head.weight"} if kind == "threshold_shift" else set(weight_groups(model)["layer.1"]))
     assert all(map(math.isfinite, outcome.losses))

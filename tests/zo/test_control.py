@@ -23,7 +23,7 @@ def test_lengths_are_kept_and_signs_are_fresh(source, llama, tmp_path):
     base, path = source
     before = path.read_bytes()
     walked, other = copy.deepcopy(base), copy.deepcopy(base)
-    assert sign_shuffled(walked, path, seed=1, trajectory=tmp_path / "a") == 40
+    assert sign_shuffled(walked, path, seed=1, trajectory=tmp_path / "a") == 80  # two queries a step
     sign_shuffled(other, path, seed=2, trajectory=tmp_path / "b")
     assert path.read_bytes() == before
     logs = [Trajectory.read(p) for p in (path, tmp_path / "a", tmp_path / "b")]
@@ -46,7 +46,7 @@ def test_replay_and_resumption_are_bitwise(source, llama, tmp_path):
     sign_shuffled(whole, path, seed=1, trajectory=tmp_path / "whole")
     lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
     (tmp_path / "cut").write_bytes(b"".join(lines[:20]) + lines[20][:30])
-    assert sign_shuffled(resumed, path, seed=1, trajectory=tmp_path / "cut") == 40
+    assert sign_shuffled(resumed, path, seed=1, trajectory=tmp_path / "cut") == 80
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
     assert replay(replayed, tmp_path / "whole") == 40
     assert same(whole, resumed)

@@ -164,21 +164,21 @@ def test_loss_trace_on_batches_of_the_tiny_study(loss):
     """Its prompts, openings, batch size and settings of refinement, on a random model."""
     import pandas as pd
     from conftest import random_llama
-    from omegaconf import OmegaConf
 
     from holdfast.datasets import world
     from holdfast.datasets.tokens import train_tokenizer
-    from holdfast.methods.losses import LOSSES, Batches
+    from holdfast.methods import LOSSES
+    from holdfast.methods.batches import Batches
     from holdfast.settings.compose import composed
 
     cfg = composed(["study=tiny"])
-    rows = pd.DataFrame(world.build(*(OmegaConf.to_container(cfg[part]) for part in ("data", "openings"))))
+    rows = pd.DataFrame(world.build(*(getattr(cfg, part).model_dump() for part in ("data", "openings"))))
     rows = rows[rows["split"] == "train"]
     tokenizer = train_tokenizer(rows["prompt"] + " " + rows["response"], 500)
     model = random_llama(tokenizer, layers=3)
-    batches = Batches(rows, tokenizer, cfg.openings.loss, loss, model.device)
+    batches = Batches(rows, tokenizer, cfg.openings.loss, LOSSES[loss], model.device)
     stream = batches.stream(cfg.refine.batch_size, seed=0)
-    options = {key: cfg.refine[key] for key in ("mu", "lr", "queries", "normalize", "noise")}
+    options = {key: getattr(cfg.refine, key) for key in ("mu", "lr", "queries", "normalize", "noise")}
     layers = ["layer.0", "layer.2"]
     seen, expected = traces(model, LOSSES[loss], [next(stream) for _ in range(5)], layers, seed=0, **options)
     assert seen == pytest.approx(expected, rel=5e-5)

@@ -2,13 +2,11 @@ rule align:
     input:
         flow.layout.data / "metrics.json",
         lambda w: flow.base(w.model),
-        "src/holdfast/stages/align.py",
+        flow.code("align"),
     output:
         metrics=flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "log.txt",
-    conda:
-        "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:

@@ -1,13 +1,11 @@
 rule data:
     input:
-        "src/holdfast/stages/data.py",
+        flow.code("data"),
     output:
         prompts=f"{flow.layout.data}/prompts.parquet",
         metrics=f"{flow.layout.data}/metrics.json",
     log:
         f"{flow.layout.data}/log.txt",
-    conda:
-        "../../environment.yml"
     params:
         settings=flow.settings("data"),
     message:

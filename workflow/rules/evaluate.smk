@@ -1,14 +1,12 @@
 rule evaluate:
     input:
         lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
-        "src/holdfast/stages/evaluate.py",
+        flow.code("evaluate"),
     output:
         records=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "records.parquet",
         metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
-    conda:
-        "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:

@@ -1,13 +1,11 @@
 rule pretrain:
     input:
         flow.layout.data / "metrics.json",
-        "src/holdfast/stages/pretrain.py",
+        flow.code("pretrain"),
     output:
         metrics=flow.layout.pretrain("{model}") / "metrics.json",
     log:
         flow.layout.pretrain("{model}") / "log.txt",
-    conda:
-        "../../environment.yml"
     threads: flow.cfg.pretrain.threads
     resources:
         gpu=flow.gpu,

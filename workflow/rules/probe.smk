@@ -1,7 +1,7 @@
 rule probe:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
-        "src/holdfast/stages/probe.py",
+        flow.code("probe"),
     output:
         rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",
         online=flow.layout.probe("{model}", "{recipe}", "{seed}") / "online.parquet",
@@ -9,8 +9,6 @@ rule probe:
         metrics=flow.layout.probe("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
         flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
-    conda:
-        "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:

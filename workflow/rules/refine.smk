@@ -2,13 +2,11 @@ rule refine:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         lambda w: flow.needed(w.model, w.recipe, w.method, w.seed),
-        "src/holdfast/stages/refine.py",
+        flow.code("refine"),
     output:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
-    conda:
-        "../../environment.yml"
     resources:
         gpu=flow.gpu,
     params:

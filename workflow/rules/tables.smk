@@ -5,17 +5,15 @@ for product in flow.products:
             f"tables_{product}"
         input:
             flow.measured(product),
-            "src/holdfast/stages/tables.py",
+            flow.code("tables"),
         output:
             [report(path, **shown) if (shown := flow.report(path)) else path for path in flow.files(product)],
             metrics=flow.layout.root / "tables" / product / "metrics.json",
         log:
             flow.layout.root / "tables" / product / "log.txt",
-        conda:
-            "../../environment.yml"
         params:
             settings=flow.reported(product),
-            make=product,
+            make=flow.asked[product],
             places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures} tables.estimates={flow.estimates}",
         message:
             "tables {flow.study.name}: {params.make}"

@@ -15,7 +15,7 @@ from holdfast.errors import UserError
 from holdfast.models.load import fetched
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
-from holdfast.settings.paths import REPOSITORY, Layout
+from holdfast.settings.paths import SHARE, Layout
 
 HERE = ("data.dir", "model.origin", "results", "tracking.dir")  # paths, given from where the user stands
 
@@ -30,9 +30,10 @@ def main(arguments: list[str]) -> str:
     base = fetched(model, cfg.model.revision)  # a model that is not to be had says so before anything is begun
     layout = Layout.of(cfg)
     table = str(layout.tables / "main.md")  # of all tables the one that the card shows
-    command = [sys.executable, "-m", "snakemake", "--quiet", "all", "--cores", "all", table]
+    snakefile = ["--snakefile", str(SHARE / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", *snakefile, "--quiet", "all", "--cores", "all", table]
     settings = ["--config", "study=harden", f"set={shlex.join(overrides)}"]
-    ended = subprocess.run([*command, *settings], cwd=REPOSITORY, check=False)
+    ended = subprocess.run([*command, *settings], check=False)
     if ended.returncode:
         raise UserError("a stage failed; its own words are above, and the same command goes on from there")
 

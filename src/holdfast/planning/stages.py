@@ -49,7 +49,7 @@ def align(case: Case) -> Demand:
         return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
     usual, worst = (texts.losses(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
     weights = FLOAT * s.parameters
-    moments = weights * (a.optimizer_args is not None if a.optimizer == "sgd" else 2)
+    moments = weights * (a.optimizer_args is not None if getattr(a, "optimizer", "") == "sgd" else 2)
     step = weights + (weights if case.cuda else 2 * FLOAT * s.largest)  # gradients; temporaries of the update
     cast = s.bytes if case.cuda and s.width < FLOAT else 0
     run = s if cast else replace(s, width=FLOAT)
@@ -176,7 +176,7 @@ def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
     `holdfast.methods.first_order`."""
     r, s, m = case.cfg.refine, case.shape, case.cfg.method
     usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
-    kept = FLOAT * chosen * (m.moved - 1)
+    kept = FLOAT * chosen * max(m.moved - 1, 0)
     summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
     running = memory.backward(s, worst, len(s.layers)) + (summed if m.kind == "noise_stability" else 0)
     update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)

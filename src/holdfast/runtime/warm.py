@@ -14,7 +14,6 @@ import gc
 import importlib
 import json
 import os
-import runpy
 import select
 import shutil
 import signal
@@ -161,8 +160,7 @@ def _become(request: Request, streams: list[int]) -> None:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     gc.enable()
-    sys.argv[1:] = [request.stage, *request.arguments]
-    runpy.run_module("holdfast", run_name="__main__", alter_sys=True)
+    importlib.import_module("holdfast.__main__").main([request.stage, *request.arguments])
 
 
 def main(stage: str, *arguments: str) -> None:

@@ -24,6 +24,8 @@ from holdfast.settings.paths import CONF
 from holdfast.settings.schema import VALUES
 
 NAMED = ("model", "align", "method", "judge", "study")  # sections that are named by the file that was chosen
+OUTSIDE = ("align", "method", "judge")  # for which a class may be chosen in the place of a file
+NO_FILE = "outside"
 
 
 @cache
@@ -33,6 +35,8 @@ def ready() -> None:
     for name in node:
         OmegaConf.set_struct(node[name], False)
     ConfigStore.instance().store(name="schema", node=node)
+    for group in OUTSIDE:
+        ConfigStore.instance().store(NO_FILE, {group: {}}, group=group, package="_global_")
 
 
 def composed(overrides: list[str]) -> Config:
@@ -138,22 +142,17 @@ def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
         own, name = data[part], str(chosen.get(part))
         given = own.get("name", name)
         variant = part == "method" and (variants.get(given) or {}).get("method", given) == name
-        if given != name and part != "study" and not variant:
+        outside = part in OUTSIDE and given == own.get("_target_")
+        if given != name and part != "study" and not (variant or outside):
             raise BadValue(f"{part}.name", f"{part}.name={given}: the name is that of the file, {name}; leave it out")
         own["name"] = given
     return data
 
 
 def expanded(overrides: list[str]) -> list[str]:
-    """`model=<folder or Hub id>` spelled out, and a variant of the study's spelled out as its method and options."""
-    found = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "model" and value not in _files("model", overrides) and ("/" in value or Path(value).is_dir()):
-            place = Path(value).expanduser()
-            found += ["model=own", f"model.path={place.absolute() if place.is_dir() else value}"]
-        else:
-            found.append(override)
+    """What stands in the place of a file, spelled out: a model's folder or Hub id, `package.module.Class` of a method,
+    recipe, judge or perturbation, and a variant of the study's."""
+    found = [one for override in overrides for one in _spelled(override, overrides)]
     variants = _variants(found)
     name = next((o.partition("=")[2] for o in found if o.startswith("method=")), None)
     if not variants or name not in variants:
@@ -164,6 +163,21 @@ def expanded(overrides: list[str]) -> list[str]:
     spelled = [f"method={base}", *([f"++method.name={name}"] * (base != name)), *own]
     at = found.index(f"method={name}")
     return [*found[:at], *spelled, *found[at + 1 :]]
+
+
+def _spelled(override: str, overrides: list[str]) -> list[str]:
+    group, _, value = override.partition("=")
+    if group == "model" and value not in _files(group, overrides) and ("/" in value or Path(value).is_dir()):
+        place = Path(value).expanduser()
+        return ["model=own", f"model.path={place.absolute() if place.is_dir() else value}"]
+    if group in OUTSIDE and "." in value and "," not in value and value not in _files(group, overrides):
+        return [f"{group}={NO_FILE}", f"++{group}._target_={value}", f"++{group}.name={value}"]
+    if group == "perturb" and "." in value:
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        classes = [name for name in names if "." in name]
+        files = f"perturb=[{','.join(name for name in names if name not in classes)}]"
+        return [files, *(f"++perturb.{name.rpartition('.')[2]}._target_={name}" for name in classes)]
+    return [override]
 
 
 def _variants(overrides: list[str]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def bad_value(error: ValidationError, prefix: str, options: type[Options]) -> Ba
     if kind == "literal_error":
         words = ", ".join(re.findall(r"'([^']*)'", context["expected"]))
         return BadValue(key, f"{key}={value}: choose one of {words}")
+    if kind == "value_error" and fields_at(options, path):  # of several fields: the message begins with one of them
+        return BadValue(key, f"{key}.{context['error']}")
     shown = "" if kind == "too_short" or path == [] else f"={_short(value)}"
     return BadValue(key, f"{key}{shown}: {KINDS.get(kind, first['msg']).format(**context)}")
 
@@ -94,8 +96,11 @@ def fields_at(options: type[Options], path: list[str]) -> list[str]:
     """The keys that may stand below `path`; none where it leads out of the schema."""
     kind: Any = options
     for part in path:
-        field = kind.model_fields.get(part) if _is_options(kind) else None
-        kind = _inner(field.annotation) if field is not None else None
+        if typing.get_origin(kind) is dict:  # of sections by name
+            kind = _bare(typing.get_args(kind)[1])
+        else:
+            field = kind.model_fields.get(part) if _is_options(kind) else None
+            kind = None if field is None else _bare(field.annotation)
     return list(kind.model_fields) if _is_options(kind) else []
 
 
@@ -103,12 +108,11 @@ def _is_options(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Options)
 
 
-def _inner(annotation: Any) -> Any:
-    """`X` of `X | None`, `list[X]` and `dict[str, X]`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        return _inner(next(one for one in arguments if one is not type(None)))
-    return _inner(arguments[-1]) if origin in (list, dict) else annotation
+def _bare(annotation: Any) -> Any:
+    """`X` of `X | None`."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return next(one for one in typing.get_args(annotation) if one is not type(None))
+    return annotation
 
 
 def place(key: str, overrides: list[str], chosen: Mapping[str, Any]) -> str:

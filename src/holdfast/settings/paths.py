@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from holdfast.settings.schema import Block, Study
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CONF = REPOSITORY / "conf"
+# Where the Snakefile and conf/ are: in a checkout at its top, in an installed package beside the rooms.
+SHARE = REPOSITORY if (REPOSITORY / "Snakefile").is_file() else Path(__file__).resolve().parents[1] / "share"
+CONF = SHARE / "conf"
 
 
 @dataclass(frozen=True)

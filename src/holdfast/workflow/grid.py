@@ -51,6 +51,10 @@ class Workflow:
         that a changed value re-runs it."""
         return self._composed(**chosen).only(STAGES[stage].reads).as_dict()
 
+    def code(self, stage: str) -> str:
+        """The stage's own module, whose change re-runs it."""
+        return str(sys.modules[STAGES[stage].run.__module__].__file__)
+
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
         return self._composed(model=model).model.path is None
@@ -80,8 +84,13 @@ class Workflow:
     @property
     def products(self) -> dict[str, Product]:
         """What the tables stage makes, a job for each."""
-        asked = [PRODUCTS[name] for name in ("estimates", *self.cfg.tables.make)]
-        return {product.name: product for product in asked if product.wanted(self.cfg)}
+        return {product.name: product for product in map(PRODUCTS.__getitem__, self.asked.values())}
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Of the products that the study has, each one's name, and how it is asked for."""
+        found = {asked: PRODUCTS[asked] for asked in ("estimates", *self.cfg.tables.make)}
+        return {product.name: asked for asked, product in found.items() if product.wanted(self.cfg)}
 
     def measured(self, product: str) -> list[Path]:
         """What a product of the tables stage is computed from."""
@@ -98,7 +107,7 @@ class Workflow:
         """The composed values that a product reads: of the rules of the claims the estimates need none."""
         unread = ("claims", "probe") if product == "estimates" else ()
         values = self.settings("tables")
-        values["tables"] = {**values["tables"], "make": [product]}  # more products re-run none that are there
+        values["tables"] = {**values["tables"], "make": [self.asked[product]]}  # more products re-run none that are there
         return {part: found for part, found in values.items() if part not in unread}
 
     def files(self, product: str) -> list[Path]:

@@ -1,0 +1,1 @@
+"""holdfast: safety alignment that survives noise, quantization and pruning."""

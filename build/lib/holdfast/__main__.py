@@ -1,0 +1,70 @@
+"""holdfast <verb> [key=value …]: safety alignment that survives noise, quantization and pruning."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from holdfast.errors import UserError
+
+STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
+COMMANDS = ("harden", "plan", "compare", "replay", "tune", "calibrate")
+ROOMS = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS, "commands")
+MODULES = {verb: f"holdfast.{room}.{verb}" for verb, room in ROOMS.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb; a `UserError` ends it with one line and exit status 1."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if verb in ("-h", "--help"):
+        print(overview())
+        return
+    try:
+        if verb not in MODULES:
+            close = difflib.get_close_matches(verb, MODULES, n=1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{verb}: no such verb; {guess}choose one of {', '.join(MODULES)}")
+        if any(word in ("-h", "--help") for word in rest):
+            from holdfast.settings.help import help_of
+
+            print(help_of(verb, docstring(verb), MODULES[verb]))
+            return
+        said = importlib.import_module(MODULES[verb]).main(rest)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("holdfast"):
+            raise
+        sys.exit(f"holdfast {verb}: {error.name} is not installed; pip install 'holdfast[study]'")
+    except UserError as error:
+        sys.exit(f"holdfast {verb}: {error}")
+    if said:
+        print(said)
+
+
+def overview() -> str:
+    """Every verb with the first sentence of its docstring."""
+    lines = [__doc__ or "", ""]
+    for kind, verbs in (("stages", STAGES), ("commands", COMMANDS)):
+        lines += [f"{kind}:", *(f"  {verb:<10} {_sentence(docstring(verb))}" for verb in verbs), ""]
+    return "\n".join([*lines, "holdfast <verb> --help lists the keys of a verb."])
+
+
+def docstring(verb: str) -> str:
+    """Of the verb's module, which is read and not imported: help shall not wait for its libraries."""
+    found = importlib.util.find_spec(MODULES[verb])
+    assert found is not None
+    assert found.origin is not None
+    return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Replay: base weights + trajectory = refined weights, bitwise.
+
+holdfast replay base=<Hub id or folder> trajectory=<file> out=<folder>
+
+A log of refinement within the alignment subspace also needs origin=<Hub id or folder>, the model before alignment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.errors import UserError
+
+KEYS = ("base", "trajectory", "out")
+OPTIONAL = ("origin",)
+
+
+def main(arguments: list[str]) -> str:
+    """Write the refined model and its tokenizer; gives what to tell the user."""
+    asked = _parsed(arguments)
+    trajectory, out = Path(asked["trajectory"]), Path(asked["out"])
+    if not trajectory.is_file():
+        raise UserError(f"trajectory={trajectory}: no such file")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out={out}: is not empty; give a new folder")
+
+    from holdfast.models import load as models
+    from holdfast.runtime.run import quiet
+    from holdfast.settings.schema import Model
+    from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
+
+    quiet()
+    try:
+        dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
+        kind = Model(name="replayed", dtype=dtypes.pop())
+        model, tokenizer = models.load(asked["base"], kind)
+        origin = models.load(asked["origin"], kind)[0] if "origin" in asked else None
+        steps = replay(model, trajectory, origin)
+    except TrajectoryError as error:
+        raise UserError(str(error)) from None
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return f"replay   {steps} steps, the hash of the refined weights agrees; wrote {out}"
+
+
+def _parsed(arguments: list[str]) -> dict[str, str]:
+    asked = dict(argument.partition("=")[::2] for argument in arguments)
+    for key in asked:
+        if key not in KEYS + OPTIONAL:
+            raise UserError(f"{key}: no such key; choose one of {', '.join(KEYS + OPTIONAL)}")
+    for key in KEYS:
+        if not asked.get(key):
+            raise UserError(f"{key}: no value is given; set {key}=…")
+    return asked

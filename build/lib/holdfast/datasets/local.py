@@ -1,0 +1,120 @@
+"""Prompts of several sources in one data set: splits by hash, responses, and no prompt twice."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from typing import Any
+
+from holdfast.datasets.rows import EVALUATION, Openings, row
+from holdfast.datasets.sources import read
+from holdfast.datasets.world import impossible
+from holdfast.errors import UserError
+
+NEEDED = (
+    ("train", "harmful"),
+    ("train", "benign"),
+    ("tune", "harmful"),
+    ("threshold", "benign"),
+    ("test", "harmful"),
+    ("test", "benign"),
+)
+Rows = list[dict[str, str]]
+
+
+def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any]]:
+    """All rows of all sources, and a report.
+
+    A prompt that occurs twice, case and punctuation aside, stays once, in an evaluation split if it is in one:
+    training never sees it. The report holds `duplicates` (what was dropped, see `counted`), `left_out` (rows
+    that `where` left out) and `revision`, each of the last two by source.
+    """
+    if not data["sources"]:
+        raise UserError("data.sources: none is given; choose some with source=[…]")
+    rows: Rows = []
+    report: dict[str, Any] = {}
+    for name, source in data["sources"].items():
+        found, notes = _rows(name, source, data, openings)
+        rows += found
+        for what, value in notes.items():
+            report.setdefault(what, {})[name] = value
+    unique, dropped = without_duplicates(rows)
+    present = {(r["split"], r["label"]) for r in unique}
+    for split, label in NEEDED:
+        if (split, label) not in present:
+            raise UserError(f"data.sources: no {label} prompt is left for the split {split}; add a source or a share")
+    corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
+    return corpus + unique, report | {"duplicates": counted(dropped)}
+
+
+def without_duplicates(rows: Rows) -> tuple[Rows, list[tuple[dict[str, str], dict[str, str]]]]:
+    """The rows that stay, evaluation first; and each row that goes, with the one that stays in its place."""
+    rank = {split: place for place, split in enumerate((*EVALUATION, "train"))}
+    kept: dict[str, dict[str, str]] = {}
+    dropped = []
+    for found in sorted(rows, key=lambda r: rank[r["split"]]):
+        first = kept.setdefault(re.sub(r"\W+", " ", found["prompt"].casefold()).strip(), found)
+        if first is not found:
+            dropped.append((found, first))
+    return list(kept.values()), dropped
+
+
+def counted(dropped: list[tuple[dict[str, str], dict[str, str]]]) -> dict[str, Any]:
+    """Duplicates by kind, and `pairs`: how many rows of which source and split gave way to which."""
+    kinds = {"train_vs_evaluation": 0, "between_evaluation_splits": 0, "within_a_split": 0}
+    pairs: Counter[str] = Counter()
+    for gone, stays in dropped:
+        if gone["split"] == stays["split"]:
+            kinds["within_a_split"] += 1
+        else:
+            kinds["train_vs_evaluation" if gone["split"] == "train" else "between_evaluation_splits"] += 1
+        pairs["{} {} -> {} {}".format(gone["source"], gone["split"], stays["source"], stays["split"])] += 1
+    return kinds | {"pairs": dict(sorted(pairs.items()))}
+
+
+def acknowledgement(prompt: str, opening: str) -> str:
+    """The neutral stand-in for a compliant response that a data set does not give."""
+    return f"{opening} You asked: {prompt}"
+
+
+def _rows(name: str, source: dict[str, Any], data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any]]:
+    frame, notes = read(name, source, data["dir"])
+    rows = []
+    for prompt, response, rejected, label in frame.itertuples(index=False):
+        short, other = (_shortened(text, data["response_sentences"]) for text in (response, rejected))
+        if not short:
+            short = openings["loss"]["refusal"][0]
+            if label == "benign":
+                short = acknowledgement(prompt, openings["loss"]["compliance"][0])
+        rows.append(row(_split(prompt, source["splits"]), label, prompt, short, "", name, other))
+    return _first(rows, source["max_rows"], data["seed"]), notes
+
+
+def _shortened(text: str, sentences: int) -> str:
+    return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:sentences])
+
+
+def _first(rows: Rows, most: int | None, seed: int) -> Rows:
+    return rows if most is None or most >= len(rows) else random.Random(seed).sample(rows, most)
+
+
+def _split(prompt: str, shares: dict[str, float]) -> str:
+    """A split by the prompt's own hash: adding or reordering rows moves no prompt to another split."""
+    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64 * sum(shares.values())
+    for split, share in shares.items():
+        place -= share
+        if place < 0:
+            return split
+    return split
+
+
+def _pretraining(train: Rows, count: int, openings: Openings, seed: int) -> Rows:
+    """A base model that acknowledges every prompt, and knows refusals from what nobody can do."""
+    rng = random.Random(seed)
+    yes, no = (openings["loss"][way] + openings["score"][way] for way in ("compliance", "refusal"))
+    drawn = [rng.choice(train)["prompt"] for _ in range(count)]
+    rows = [row("pretrain", "requests", p, acknowledgement(p, rng.choice(yes)), "", "pretrain") for p in drawn]
+    refusals = [(rng.choice(impossible()), rng.choice(no)) for _ in range(count // 20)]
+    return rows + [row("pretrain", "refusals", p, refusal, "", "pretrain") for p, refusal in refusals]

@@ -1,0 +1,144 @@
+"""The options of a data set: a world that is made, or prompts of several sources."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
+from pydantic import Field, field_validator, model_validator
+
+from holdfast.datasets.rows import EVALUATION
+from holdfast.settings.options import SECTIONS, Count, Options, Registry, Section, Some, Whole
+from holdfast.settings.schema import OpeningSets
+
+DATASETS = Registry("data set", "holdfast.datasets")
+SECTIONS["data"] = Section(DATASETS)
+Rows = list[dict[str, str]]
+
+
+class DataSet(Options):
+    """Prompts with responses, in splits."""
+
+    kind: str
+    seed: Whole
+    pretrain_rows: Count = Field(description="what a base model made in the run reads")
+    vocabulary: Annotated[int, Ge(300)] = Field(description="of the tokenizer of a model made in the run")
+
+    rule: ClassVar[str]  # of the splits, as the data card says it
+
+    @abstractmethod
+    def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
+        """All rows, and a report: `duplicates`, `left_out` and `revision` by source, where there is any."""
+
+    def split_rule(self) -> str:
+        return self.rule
+
+
+@DATASETS.register("world")
+class World(DataSet):
+    """An embedded world of requests, where only the pair of verb and object decides harm."""
+
+    layers: dict[str, int] = Field(description="Latin layers of each split")
+    phrasings: dict[str, int] = Field(description="wordings of each pair, by split")
+    mixture: dict[str, float] = Field(description="what the base model reads, by share")
+    sources: dict[str, Any] = Field(default_factory=dict, description="none: it makes its own prompts")
+
+    @field_validator("sources")
+    @classmethod
+    def none(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        if sources:
+            raise ValueError(f"source=[{','.join(sources)}] is not for data=world; add data=local")
+        return sources
+
+    def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
+        from holdfast.datasets import world
+
+        return world.build(self.model_dump(), openings.model_dump()), {}
+
+    def split_rule(self) -> str:
+        return f"whole Latin layers of (verb, object) pairs, {self.layers}: no pair is in two splits"
+
+
+class Pair(Options):
+    """Two candidates in place of `response` and `rejected`: the chosen one is learned, the other rejected."""
+
+    candidates: list[str] = Field(description="two columns of answers")
+    chosen: str = Field(description="the column that holds 0 or 1")
+    required: list[str] | None = Field(
+        default=None, description="a column a candidate, true where that candidate may be learned"
+    )
+
+    @field_validator("candidates", "required")
+    @classmethod
+    def two(cls, columns: list[str] | None) -> list[str] | None:
+        if columns is not None and len(columns) != 2:
+            raise ValueError("give two columns, one a candidate")
+        return columns
+
+
+class Columns(Options):
+    """Which columns of a data set hold what."""
+
+    prompt: str
+    context: str | None = Field(default=None, description="what precedes the prompt, in the rows that have any")
+    response: str | None = None
+    rejected: str | None = Field(default=None, description="an answer that `response` is preferred to")
+    pair: Pair | None = None
+    id: str | None = None
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def agreeing(self) -> Columns:
+        if self.rejected and not self.response:
+            raise ValueError(f"rejected={self.rejected}: give the preferred answer too, as columns.response")
+        if self.pair and self.response:
+            raise ValueError(f"response={self.response}: columns.pair gives the responses; set one of the two")
+        return self
+
+
+class Source(Options):
+    """One data set. `file` is a path below `data.dir` or an address, and goes before `hub`."""
+
+    file: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    hub_split: str | None = None
+    hub_options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of datasets.load_dataset_builder"
+    )
+    columns: Columns
+    label: Literal["harmful", "benign"] | None = None
+    labels: dict[str, Literal["harmful", "benign"]] = Field(
+        default_factory=dict, description="value of the label column -> harmful | benign"
+    )
+    where: dict[str, Some[str]] = Field(default_factory=dict, description="column -> the values whose rows are kept")
+    splits: dict[str, float] = Field(description="split -> share of the rows")
+    max_rows: Count | None = None
+
+    @field_validator("splits")
+    @classmethod
+    def shares(cls, splits: dict[str, float]) -> dict[str, float]:
+        known = ("train", *EVALUATION)
+        if unknown := set(splits) - set(known):
+            raise ValueError(f"no split {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+        if min(splits.values(), default=0) < 0 or sum(splits.values()) <= 0:
+            raise ValueError("give shares, none below 0 and not all 0")
+        return splits
+
+
+@DATASETS.register("local")
+class Local(DataSet):
+    """Prompts of files, of addresses and of the Hub."""
+
+    dir: str | None = Field(default=None, description="the folder of the files")
+    sources: dict[str, Source] = Field(default_factory=dict)
+    response_sentences: Count = Field(default=1, description="of each response, so many from its beginning")
+
+    rule = "by the hash of the prompt, with the shares of each source; no prompt is in two splits"
+
+    def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
+        from holdfast.datasets import local
+
+        return local.build(self.model_dump(), openings.model_dump())

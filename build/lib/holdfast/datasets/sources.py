@@ -1,0 +1,201 @@
+"""The rows of one source: a file, an address or a data set of the Hub, with the column mapping of its YAML."""
+
+from __future__ import annotations
+
+import io
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from holdfast.errors import UserError
+
+READERS: dict[str, Callable[[Any], pd.DataFrame]] = {
+    ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False),
+    ".json": lambda file: pd.read_json(file, dtype=False),
+    ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False),
+    ".parquet": pd.read_parquet,
+}
+
+
+def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Columns prompt, response, rejected (these two "" where there is none) and label; and what there is to say of it.
+
+    That is `left_out`, how many rows `where` and `columns.pair.required` left out, and for a data set of the Hub the
+    `revision` it came from.
+    """
+    frame, notes = _raw(name, source, folder)
+    if frame.empty:
+        raise UserError(f"data.sources.{name}: holds no rows")
+    _check_columns(name, source, frame)
+    columns = source["columns"]
+    kept, responses, rejected = _answered(name, columns, _where(name, source["where"], frame))
+    if source["where"] or (columns["pair"] and columns["pair"]["required"]):
+        notes["left_out"] = len(frame) - len(kept)
+    prompts = _text(kept, columns["prompt"]).str.strip()
+    _check_prompts(name, prompts, kept, columns)
+    if columns["context"]:
+        # The form in which HarmBench puts a context before its behaviour.
+        contexts = _text(kept, columns["context"]).str.strip()
+        prompts = prompts.where(contexts == "", contexts + "\n\n---\n\n" + prompts)
+    labels = _labels(name, source, kept)
+    return pd.DataFrame({"prompt": prompts, "response": responses, "rejected": rejected, "label": labels}), notes
+
+
+def _text(frame: pd.DataFrame, column: str) -> pd.Series[str]:
+    return frame[column].astype(object).where(frame[column].notna(), "").astype(str)
+
+
+def _raw(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    file = source["file"]
+    if file and "://" in file:
+        return _parsed(file, _downloaded(name, file)), {}
+    if file:
+        path = Path(folder or ".", file)
+        if not path.is_file():
+            raise UserError(f"data.sources.{name}: no file {path}; set data.dir=… or data.sources.{name}.file=…")
+        return _parsed(str(path), path), {}
+    if source["hub"]:
+        return _from_hub(name, source)
+    raise UserError(f"data.sources.{name}: give either file=… or hub=…")
+
+
+def _parsed(place: str, file: Any) -> pd.DataFrame:
+    suffix = PurePosixPath(place).suffix
+    if suffix not in READERS:
+        raise UserError(f"{place}: choose one of {', '.join(READERS)}")
+    try:
+        return READERS[suffix](file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: byte {error.start} is not UTF-8; convert the file") from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{place}: holds no rows") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{place}: not readable as {suffix[1:]} ({str(error).splitlines()[0]})") from None
+
+
+def _downloaded(name: str, address: str) -> io.BytesIO:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return io.BytesIO(answer.read())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"data.sources.{name}: {address} cannot be had ({reason}); without a network, fetch it elsewhere and set "
+            f"data.sources.{name}.file=…"
+        ) from None
+
+
+def _from_hub(name: str, source: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    from datasets import load_dataset_builder
+
+    hub, wanted = source["hub"], source["revision"]
+    try:
+        builder = load_dataset_builder(hub, source["subset"], revision=wanted, **source["hub_options"])
+        builder.download_and_prepare()
+        frame = builder.as_dataset(split=source["hub_split"]).to_pandas()
+    except Exception as error:  # the client raises its own, its HTTP library's and the Hub's exceptions
+        raise UserError(_hub_error(name, hub, error)) from None
+    # Without a network the client takes whatever revision its cache holds.
+    if wanted and builder.hash and builder.hash != wanted:
+        raise UserError(
+            f"data.sources.{name}.revision={wanted}: {hub} came as {builder.hash}; load it once with a network"
+        )
+    if not wanted:
+        print(f"data.sources.{name}: {hub} came as revision={builder.hash}; pin it")
+    return frame, {"revision": builder.hash}
+
+
+def _hub_error(name: str, hub: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "gated" in reason:
+        page = f"https://huggingface.co/datasets/{hub}"
+        return f"{hub}: gated; accept its licence at {page}, then `hf auth login`; or set data.sources.{name}.file=…"
+    offline = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    return f"{hub}: not loaded from the Hub ({reason}); {offline}without a network, set data.sources.{name}.file=…"
+
+
+def _check_columns(name: str, source: dict[str, Any], frame: pd.DataFrame) -> None:
+    for key, column in _asked(source):
+        if column not in frame.columns:
+            have = ", ".join(map(str, frame.columns))
+            raise UserError(f"data.sources.{name}.{key}: no such column; the data have {have}")
+
+
+def _asked(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every column that the mapping names, and the key that names it."""
+    for role, column in source["columns"].items():
+        if isinstance(column, str):
+            yield f"columns.{role}={column}", column
+    for role, columns in (source["columns"]["pair"] or {}).items():
+        for column in [columns] if isinstance(columns, str) else columns or ():
+            yield f"columns.pair.{role}={column}", column
+    for column in source["where"]:
+        yield f"where.{column}", column
+
+
+def _where(name: str, where: dict[str, list[str]], frame: pd.DataFrame) -> pd.DataFrame:
+    for column, values in where.items():
+        present = frame[column].astype(str)
+        if absent := sorted(set(values) - set(present)):
+            have = ", ".join(sorted(set(present))[:8])
+            raise UserError(f"data.sources.{name}.where.{column}: no row has {', '.join(absent)}; there are {have}")
+        frame = frame[present.isin(values)]
+    return frame
+
+
+def _answered(name: str, columns: dict[str, Any], frame: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any]:
+    """The rows that stay, their responses and the answers that these are preferred to ("": none)."""
+    pair = columns["pair"]
+    if pair is None:
+        response, rejected = (
+            _text(frame, columns[role]) if columns[role] else "" for role in ("response", "rejected")
+        )
+        return frame, response, rejected
+    chosen = _text(frame, pair["chosen"])
+    if unknown := sorted(set(chosen) - {"0", "1"}):
+        raise UserError(f"data.sources.{name}.columns.pair.chosen={pair['chosen']}: holds {unknown[0]!r}; give 0 or 1")
+    second = chosen == "1"
+    if pair["required"]:
+        safe, also = (_text(frame, column).str.casefold() == "true" for column in pair["required"])
+        may = also.where(second, safe)
+        frame, second = frame[may], second[may]
+    one, other = (_text(frame, column) for column in pair["candidates"])
+    return frame, other.where(second, one), one.where(second, other)
+
+
+def _check_prompts(name: str, prompts: pd.Series[str], frame: pd.DataFrame, columns: dict[str, Any]) -> None:
+    empty = prompts.index[prompts == ""]
+    if len(empty):
+        raise UserError(f"data.sources.{name}: row {empty[0] + 1} has an empty prompt; remove or fill it")
+    if columns["id"]:
+        repeated = frame[columns["id"]][frame[columns["id"]].duplicated()]
+        if len(repeated):
+            raise UserError(f"data.sources.{name}: the id {str(repeated.iloc[0])!r} occurs twice; ids must be unique")
+    # Copies of AdvBench circulate whose two column names are swapped; evaluated as they stand, they would
+    # measure how a model continues its own compliance.
+    if (prompts.str.match(r"(Sure|Certainly|Of course),? here")).mean() > 0.5:
+        others = ", ".join(str(c) for c in frame.columns if c != columns["prompt"])
+        raise UserError(
+            f"data.sources.{name}.columns.prompt={columns['prompt']}: that column holds compliant responses "
+            f"(«{prompts.iloc[0][:30]}…»), not prompts; the data also have {others}"
+        )
+
+
+def _labels(name: str, source: dict[str, Any], frame: pd.DataFrame) -> Any:
+    column = source["columns"]["label"]
+    if column is None:
+        if source["label"] is None:
+            raise UserError(
+                f"data.sources.{name}.label: set it to harmful or benign, or give columns.label and labels"
+            )
+        return source["label"]
+    values = frame[column].astype(str)
+    unknown = sorted(set(values) - set(source["labels"]))
+    if unknown:
+        raise UserError(f"data.sources.{name}.labels: no entry for {', '.join(unknown)} of the column {column}")
+    return values.map(source["labels"])

@@ -1,0 +1,22 @@
+"""The options of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from holdfast.settings.options import Count, Options, section
+
+
+@section("evaluate")
+class EvaluateOptions(Options):
+    """How prompts are answered and scored."""
+
+    batch_size: Count
+    max_new_tokens: Count
+    utility: Literal["exact_match", "perplexity"]
+    tasks: list[str] = Field(default_factory=list, description="of lm-eval, on the clean model")
+    task_limit: Count | None = Field(default=None, description="documents a task")
+    task_folder: str | None = Field(default=None, description="task files of one's own")
+    prompts: dict[str, int | None] = Field(default_factory=dict, description="cap per split and label")

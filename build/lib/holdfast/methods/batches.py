@@ -1,0 +1,111 @@
+"""Batches of training rows, encoded as a loss reads them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.datasets.tokens import prompt_ids, response_ids
+from holdfast.methods.losses import LossFn, log_ratio, reads
+from holdfast.models.likelihood import Sequences, sequences
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: list[int]
+    response: list[int]
+    rejected: list[int]  # what the data give as such, or else the opening of the other answer
+    harmful: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`sequences` are those that the loss reads; `sign` is +1 harmful, −1 benign, (n,); `reference` the reference
+    model's log-ratios times `beta`, (n,)."""
+
+    sequences: Sequences
+    sign: Tensor
+    refusals: int
+    openings: int
+    beta: float = 0.0
+    reference: Tensor | float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.sign)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some of the examples, with all their sequences."""
+        s, n = self.sequences, len(self)
+
+        def of(found: Tensor) -> Tensor:  # (k n, t) -> (k rows, t)
+            return found.unflatten(0, (-1, n))[:, rows].flatten(0, 1)
+
+        kept = replace(s, ids=of(s.ids), attention=of(s.attention), response=of(s.response))
+        reference = self.reference[rows] if isinstance(self.reference, Tensor) else self.reference
+        return replace(self, sequences=kept, sign=self.sign[rows], reference=reference)
+
+
+class Batches:
+    """Draws and encodes batches, harmful and benign in equal parts."""
+
+    def __init__(
+        self, rows: Any, tokenizer: Any, openings: Any, loss: LossFn, device: torch.device, beta: float = 0.0
+    ) -> None:
+        encode = [
+            [response_ids(tokenizer, o, end=False) for o in group] for group in (openings.refusal, openings.compliance)
+        ]
+        self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
+        self.reads, self.pad, self.device, self.beta = reads(loss), tokenizer.pad_token_id, device, beta
+        self.references: dict[int, float] = {}  # id of an example -> beta times its log-ratio under the reference
+        self.examples = {
+            label: [
+                Example(
+                    prompt_ids(tokenizer, r.prompt),
+                    response_ids(tokenizer, r.response, end=True),
+                    response_ids(tokenizer, r.rejected, end=True)
+                    if r.rejected
+                    else encode[1 if r.label == "harmful" else 0][0],
+                    r.label == "harmful",
+                )
+                for r in rows[rows["label"] == label].itertuples()
+            ]
+            for label in ("harmful", "benign")
+        }
+
+    @torch.inference_mode()
+    def refer(self, model: Any, size: int) -> int:
+        """Take `model` as it is now for the reference of `dpo`; gives how many forwards of `size` rows that took."""
+        everything = [e for examples in self.examples.values() for e in examples]
+        chunks = [everything[start : start + size] for start in range(0, len(everything), size)]
+        for chunk in chunks:
+            ratios = (self.beta * log_ratio(model, self.encode(chunk))).tolist()
+            self.references.update(zip(map(id, chunk), ratios, strict=True))
+        return len(chunks)
+
+    def stream(self, size: int, seed: int) -> Iterator[Batch]:
+        """Endless batches; two streams of the same seed are the same."""
+        rng = random.Random(seed)
+        halves = {"harmful": size // 2, "benign": size - size // 2}
+        while True:
+            yield self.encode([e for label, n in halves.items() for e in rng.choices(self.examples[label], k=n)])
+
+    def encode(self, examples: list[Example]) -> Batch:
+        if self.reads == "openings":
+            pairs = [(e.prompt, opening) for opening in self.openings for e in examples]
+        else:
+            pairs = [(e.prompt, e.response) for e in examples]
+            pairs += [(e.prompt, e.rejected) for e in examples] if self.reads == "pair" else []
+        sign = torch.tensor([1.0 if e.harmful else -1.0 for e in examples], device=self.device)
+        reference = torch.tensor([self.references.get(id(e), 0.0) for e in examples], device=self.device)
+        found = sequences(pairs, self.pad, self.device)
+        return Batch(found, sign, self.refusals, len(self.openings), self.beta, reference)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences stand for one example."""
+        return {"response": 1, "pair": 2, "openings": len(self.openings)}[self.reads]

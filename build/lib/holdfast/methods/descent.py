@@ -1,0 +1,115 @@
+"""Descent by back-propagation with AdamW.
+
+One loop, `descend`; methods differ in the gradient that they hand to the optimizer, and in what it costs.
+
+The optimizer moves float32 masters, and the weights are these, rounded: in bfloat16 a step of 1e-5 is below half a
+unit in the last place of most weights, which would stay where they are. Beside the model, every refined weight takes
+16 bytes: its master, its gradient summed in float32, and AdamW's two moments; and for a moment, as a backward ends,
+its gradient in its own type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import UserError
+from holdfast.methods.batches import Batch
+from holdfast.methods.task import Outcome, Task
+from holdfast.zo.perturb import Masters
+
+
+class Descent:
+    """A task's refined weights, and their masters as the parameters of an optimizer."""
+
+    def __init__(self, task: Task, lr: float) -> None:
+        self.masters = Masters(task.tensors(), seed=task.seed)
+        self.task, self.lr, self.weights = task, lr, list(self.masters.tensors.values())
+        self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
+
+    def gradient(self, batch: Batch, share: float = 1.0) -> Tensor:
+        """Adds `share` of the gradient of the mean loss at the weights to that of the masters; the loss, on its
+        device."""
+        losses: list[Tensor] = []
+
+        def add(part: Batch) -> None:
+            loss = self.task.loss(self.task.model, part).sum() / len(batch)
+            # Not `backward`: were memory to run out in it, some weights would have their gradient already.
+            for master, gradient in zip(self.moved, torch.autograd.grad(share * loss, self.weights), strict=True):
+                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            losses.append(loss.detach())
+
+        self.task.parts.each(batch, add)
+        return torch.stack(losses).sum()
+
+    def noisy_gradient(self, batch: Batch, step: int, sigma: float, signs: tuple[int, ...]) -> Tensor:
+        """The gradient's mean over weights displaced by ±σ s∘z, where they stay; the mean loss."""
+        losses = []
+        try:
+            for sign in signs:
+                self.masters.write(sign * sigma, step=step, query=0)
+                losses.append(self.gradient(batch, 1 / len(signs)))
+        except BaseException:
+            self.masters.restore()
+            raise
+        return torch.stack(losses).mean()
+
+
+Gradient = Callable[[Descent, int, Batch], Tensor]
+"""(descent, step, batch) -> loss; leaves the gradient in the masters."""
+
+
+def plain(descent: Descent, step: int, batch: Batch) -> Tensor:
+    """The gradient of the loss as it is."""
+    return descent.gradient(batch)
+
+
+def descend(
+    descent: Descent, gradient: Gradient, cost: int, after: Callable[[int], None] = lambda step: None
+) -> Outcome:
+    # Tensor by tensor: the update of all at once would take its temporaries of all at once.
+    optimizer = torch.optim.AdamW(descent.moved, lr=descent.lr, weight_decay=0.0, foreach=False)
+
+    def update(step: int, batch: Batch) -> Tensor:
+        optimizer.zero_grad()
+        loss = gradient(descent, step, batch)
+        optimizer.step()
+        descent.masters.restore()
+        after(step)
+        return loss
+
+    return run(descent, update, cost)
+
+
+def run(descent: Descent, update: Callable[[int, Batch], Tensor], cost: int) -> Outcome:
+    task = descent.task
+    losses, stream = [], task.stream()
+    with _frozen_but(task.model, descent.weights):
+        for step in task.progress(range(steps_of(task, cost))):
+            losses.append(update(step, next(stream)).item())  # where the host waits, once a step
+            if not math.isfinite(losses[-1]):
+                raise UserError(f"the loss is {losses[-1]} at step {step}; lower method.lr")
+            task.log({"loss": losses[-1]})
+    return Outcome(losses, forwards=cost * len(losses))
+
+
+def steps_of(task: Task, cost: int) -> int:
+    return max(1, task.budget // cost)
+
+
+@contextmanager
+def _frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Only these weights need gradients; afterwards those do that did before."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

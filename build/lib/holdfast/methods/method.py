@@ -1,0 +1,99 @@
+"""What every refinement method is: options, and what it does to a model with them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.settings.options import SECTIONS, Config, Count, Options, Positive, Registry, Section, Share, section
+
+if TYPE_CHECKING:
+    from holdfast.methods.task import Outcome, Task
+
+METHODS = Registry("method", "holdfast.methods")
+LOSSES = Registry("loss", "holdfast.methods.losses")
+
+Noise = Literal["rademacher", "gaussian"]
+Normalize = Literal["none", "rms"]
+
+
+class Select(Options):
+    """Which groups of weights are refined."""
+
+    rule: Literal["all", "everything", "top_k", "bottom_k", "random_k"] = Field(
+        default="all", description="all: decoder layers; everything: also embeddings and head; top_k: by sensitivity"
+    )
+    k: Count = Field(default=1, description="layers, of the rules that end in _k")
+    by: Literal["probe", "online"] = Field(default="probe", description="whose sensitivities")
+
+    @property
+    def probed(self) -> bool:
+        """Whether the rule needs a probe."""
+        return self.rule in ("top_k", "bottom_k")
+
+
+class Method(Options):
+    """A refinement method. Options that `refine` has too are the method's own: its YAML names them, as a rule by
+    `${refine.…}`, so that a study's common values do not overwrite tuned ones."""
+
+    name: str
+    kind: str
+    select: Select = Select()
+    share: Share = Field(default=1.0, description="of the common budget")
+    of: str | None = Field(default=None, description="the method whose walk a control repeats")
+
+    refines: ClassVar[bool] = True  # whether there is a refined model at all
+    passes: ClassVar[int] = 0  # forward-equivalents of a step; 0: no steps
+    moved: ClassVar[float] = 0  # float32 numbers kept beside the model for every refined weight
+
+    def budget(self, common: Refine) -> int:
+        """Forward-equivalents of one batch: what zeroth-order refinement by the common settings would spend."""
+        return round(2 * common.queries * common.steps * self.share)
+
+    @abstractmethod
+    def refine(self, task: Task) -> Outcome:
+        """Refine `task.model` in place."""
+
+    def agree(self, key: str, cfg: Config) -> None:
+        shape = cfg.model.shape if "model" in cfg else None
+        if self.select.rule.endswith("_k") and shape and self.select.k > shape.layers:
+            raise UserError(f"{key}.select.k={self.select.k}: {cfg.model.name} has {shape.layers} decoder layers")
+
+
+@METHODS.register("none")
+class Unrefined(Method):
+    """The aligned model as it is: what all methods are compared with."""
+
+    refines = False
+
+    def refine(self, task: Task) -> Outcome:
+        raise UserError(f"method={self.name} leaves the aligned model as it is; there is nothing to refine")
+
+
+@section("refine")
+class Refine(Options):
+    """What all methods share, so that they meet on equal terms; and the defaults of their own options."""
+
+    loss: str = Field(description="margin, nll, dpo, or package.module.name")
+    beta: Positive = Field(description="of the loss dpo")
+    steps: Count = Field(description="zeroth-order steps; with queries, the common budget of forwards")
+    queries: Count = Field(description="random directions of a zeroth-order step")
+    batch_size: int = Field(ge=2)
+    mu: Positive = Field(description="smoothing radius of zeroth order, relative to each matrix's rms")
+    sigma: Positive = Field(description="weight noise to withstand, relative to each matrix's rms")
+    lr: Positive = Field(description="learning rate of zeroth order")
+    noise: Noise
+    normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
+    first_order_lr: Positive
+
+    def agree(self, key: str, cfg: Config) -> None:
+        try:
+            LOSSES[self.loss]
+        except UserError as error:
+            raise UserError(f"{key}.loss={self.loss}: {error}") from None
+
+
+SECTIONS["method"] = Section(METHODS)  # after `refine`, whose values a method takes: an error names what was set

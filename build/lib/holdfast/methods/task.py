@@ -1,0 +1,83 @@
+"""What a method is given, and what it gives back."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from holdfast.errors import UserError
+from holdfast.methods.batches import Batch, Batches
+from holdfast.methods.losses import LossFn
+from holdfast.runtime.memory import Parts
+from holdfast.zo import TrajectoryError, weight_groups
+
+T = TypeVar("T")
+
+
+@dataclass
+class Task:
+    """`layers` names the groups of `weight_groups(model)` to refine; `budget` is in forward-equivalents of one batch;
+    `context` holds what a log depends on beside a refiner's own settings; `origin` loads the model as it was before
+    alignment; `trajectory` is where a zeroth-order method keeps its log, and `source` the log of the method that a
+    control repeats."""
+
+    model: Any
+    loss: LossFn
+    batches: Batches
+    layers: list[str]
+    budget: int
+    batch_size: int
+    seed: int
+    context: dict[str, object]
+    origin: Callable[[], Any]
+    trajectory: Path
+    source: Path | None
+    progress: Callable[[range], Iterable[int]]
+    log: Callable[[dict[str, float]], None]
+    parts: Parts = field(default_factory=lambda: Parts("refine.batch_size"))
+
+    def stream(self) -> Iterator[Batch]:
+        """The batches that all methods of this seed meet, in the same order."""
+        return self.batches.stream(self.batch_size, self.seed)
+
+    def logged(self, begin: Callable[[], T]) -> T:
+        """`begin()`, which continues the log at `trajectory`. A log that does not fit may be all that is left of
+        another refinement: it gets a free name beside it, and a line says so.
+
+        Raises `UserError` for another log that does not do.
+        """
+        try:
+            return begin()
+        except TrajectoryError as error:
+            log = self.trajectory
+            if not str(error).startswith(f"{log}:"):
+                raise UserError(str(error)) from None
+            names = (log.with_name(f"{log.stem}.{number}{log.suffix}") for number in count(1))
+            kept = next(path for path in names if not path.exists())
+            os.replace(log, kept)
+            print(f"{error}: moved to {kept.name}", file=sys.stderr)
+        return self.logged(begin)
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The matrices of the layers to refine. Raises `UserError` for a layer that has none that can be trained."""
+        groups = weight_groups(self.model)
+        if missing := [layer for layer in self.layers if layer not in groups]:
+            raise UserError(
+                f"{missing[0]}: none of its matrices can be trained; they are frozen, or not of a float type"
+            )
+        return {name: p for layer in self.layers for name, p in groups[layer].items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Loss at each step, and the cost in forward-equivalents of one batch (a backward counts as two)."""
+
+    losses: list[float]
+    forwards: int

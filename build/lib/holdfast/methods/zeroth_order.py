@@ -1,0 +1,107 @@
+"""Refinement by forward passes alone: on the selected layers (the paper's method), on all, or in a subspace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.methods.method import METHODS, Method, Noise, Normalize
+from holdfast.settings.options import Count, Positive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from holdfast.methods.task import Outcome, Task
+
+
+class TwoPoint(Method):
+    """Two-point estimates along random directions."""
+
+    mu: Positive = Field(description="smoothing radius")
+    lr: Positive
+    queries: Count = Field(description="random directions of a step")
+    noise: Noise = Field(description="how the directions are drawn")
+    normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
+
+    def _steps(self, task: Task, begin: Callable[[], Any]) -> Outcome:
+        """`begin` opens the refiner, which continues the log that an interrupted run left."""
+        from holdfast.methods.task import Outcome
+
+        refiner, stream = task.logged(begin), task.stream()
+        steps = max(1, task.budget // (2 * self.queries))
+        for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
+            next(stream)
+        for loss in refiner.losses:  # what it logged may be gone, or is passed over
+            task.log({"loss": loss})
+        for _ in task.progress(range(refiner.steps, steps)):
+            try:
+                # A step that fails puts the weights back, so that it can begin anew under the same perturbations.
+                report = task.parts.whole([next(stream)], refiner.step)
+            except FloatingPointError as error:
+                raise UserError(str(error)) from None
+            first = report.projected_gradients[0]
+            task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
+        refiner.finish()
+        return Outcome(refiner.losses, forwards=2 * self.queries * steps)
+
+
+@METHODS.register("zeroth_order")
+class ZerothOrder(TwoPoint):
+    """Two-point steps on the matrices of the selected layers."""
+
+    moved = 1
+
+    def refine(self, task: Task) -> Outcome:
+        from holdfast.zo import ZeroOrderRefiner
+
+        def begin() -> ZeroOrderRefiner:
+            return ZeroOrderRefiner(
+                task.model,
+                task.loss,
+                layers=task.layers,
+                mu=self.mu,
+                lr=self.lr,
+                queries=self.queries,
+                normalize=self.normalize,
+                noise=self.noise,
+                seed=task.seed,
+                trajectory=task.trajectory,
+                context=task.context,
+            )
+
+        return self._steps(task, begin)
+
+
+@METHODS.register("subspace")
+class Subspace(TwoPoint):
+    """One coefficient a matrix, along what alignment did to it, the loss taken under weight noise."""
+
+    sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
+    tie: Literal["tensor", "layer", "model"] = Field(description="which matrices share a coefficient")
+
+    moved = 1
+
+    def refine(self, task: Task) -> Outcome:
+        from holdfast.zo import SubspaceRefiner, alignment_directions
+
+        def begin() -> SubspaceRefiner:
+            origin = task.origin()
+            return SubspaceRefiner(
+                task.model,
+                task.loss,
+                directions=alignment_directions(task.model, origin, list(task.tensors())),
+                mu=self.mu,
+                lr=self.lr,
+                queries=self.queries,
+                sigma=self.sigma,
+                tie=self.tie,
+                noise=self.noise,
+                normalize=self.normalize,
+                seed=task.seed,
+                trajectory=task.trajectory,
+                context=task.context,
+            )
+
+        return self._steps(task, begin)

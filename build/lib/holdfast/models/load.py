@@ -1,0 +1,153 @@
+"""Loading and saving checkpoints: safetensors only, no remote code, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import UserError
+from holdfast.runtime.memory import out_of_memory
+from holdfast.settings.paths import CONF, Layout
+
+if TYPE_CHECKING:
+    from holdfast.settings.options import Config
+    from holdfast.settings.schema import Model
+
+Inputs = dict[Path, str]  # file that a stage needs -> stage that makes it
+UNALIGNED = "none"  # the recipe of a model that comes aligned
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
+COPIES = ["*/*", "consolidated*"]  # the same weights in other forms
+
+
+def data_inputs(cfg: Config) -> Inputs:
+    return {Layout.of(cfg).data / "metrics.json": "data"}
+
+
+def aligned_inputs(cfg: Config) -> Inputs:
+    return {
+        **data_inputs(cfg),
+        Layout.of(cfg).align(cfg.model.name, cfg.align.name, cfg.seed) / "metrics.json": "align",
+    }
+
+
+def base_of(model: Model, layout: Layout) -> str:
+    """Where the model to align is: its Hub id or folder, or what this study pretrained."""
+    return model.path or str(layout.pretrain(model.name) / "model")
+
+
+def origin_of(model: Model, recipe: str, layout: Layout) -> str:
+    """Where the model as it was before alignment is. Raises `UserError` for one that came aligned without it."""
+    if recipe != UNALIGNED:
+        return base_of(model, layout)
+    if model.origin is None:
+        raise UserError(f"{model.name} came aligned; a method that needs what it was before takes model.origin=…")
+    return str(model.origin)
+
+
+def fetched(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: `path` itself, or where the Hub's client keeps its safetensors, fetched if need be.
+
+    Raises `UserError` with what to do: no such folder or model, no network, a licence to accept.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{path}"
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=FILES, ignore_patterns=COPIES))
+    except HFValidationError:
+        raise UserError(f"model.path={path}: no such folder, and no id of the Hub") from None
+    except GatedRepoError:
+        raise UserError(f"{path}: gated; accept its licence at {page}, then `hf auth login` or set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{path}: no such folder, and not on the Hub (or private: `hf auth login`)") from None
+    except (HfHubHTTPError, OSError) as error:  # without a network the client says that its cache holds nothing
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: not to be had from the Hub ({reason}); without a network set model.path=<local folder>, or "
+            f"HF_HOME to a cache that holds it (HF_ENDPOINT to a mirror); if its page {page} asks for it, accept the "
+            "licence first"
+        ) from None
+
+
+def load(path: str | Path, model: Model) -> tuple[Any, Any]:
+    """(model, tokenizer) in eval mode on the best device, or spread over several by `model.device_map`, from a Hub id
+    or a folder.
+
+    A tokenizer without a chat template is given that of the configuration, if it has one. Raises `UserError` where
+    there is no such model or template, and for a model of which only a part would be perturbed (see `decoder_stack`).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from holdfast.zo.layers import decoder_stack
+
+    folder = fetched(str(path), model.revision if str(path) == model.path else None)
+    _refuse_quantized(path, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=model.dtype,
+            attn_implementation=model.attention,
+            device_map=model.device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # safetensors and transformers each raise their own kinds
+        if out_of_memory(error):
+            raise
+        raise UserError(f"{path}: the model could not be loaded ({str(error).strip().splitlines()[0]})") from None
+    try:
+        decoder_stack(loaded)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if tokenizer.chat_template is None and model.chat_template:
+        tokenizer.chat_template = _template(model.chat_template)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.device_map is None:
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval(), tokenizer
+
+
+def _refuse_quantized(path: str | Path, folder: Path) -> None:
+    """Noise, pruning and refinement act on weights, of which packed integers hold none."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "quantization_config" in found:
+        method = found["quantization_config"].get("quant_method", "by a method it does not name")
+        raise UserError(f"{path}: is quantized already ({method}); give the model that it was made from")
+
+
+def _template(given: str) -> str:
+    """Jinja, or what is in the file of that name below conf/."""
+    if "{" in given:
+        return given
+    if not (CONF / given).is_file():
+        raise UserError(f"model.chat_template={given}: no such file below {CONF}, and no Jinja either")
+    return (CONF / given).read_text(encoding="utf-8")
+
+
+def save(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write `out/model`, whole or not at all."""
+    folder, temporary = out / "model", out / "model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def prompts_of(layout: Layout, split: str, label: str | None = None) -> Any:
+    """The rows of one split as a data frame, in their fixed order."""
+    import pandas as pd
+
+    chosen = [("split", "==", split)] + ([("label", "==", label)] if label else [])
+    frame = pd.read_parquet(layout.data / "prompts.parquet", filters=chosen)
+    return frame.reset_index(drop=True)

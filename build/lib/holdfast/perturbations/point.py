@@ -1,0 +1,116 @@
+"""What a perturbation is, and what one point of the evaluation grid hands to it and gets from it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.settings.options import SECTIONS, Config, Count, Options, Registry, Section, Some
+
+PERTURBATIONS = Registry("perturbation", "holdfast.perturbations")
+SECTIONS["perturb"] = Section(PERTURBATIONS, many=True)
+
+
+class Level(NamedTuple):
+    """The unit of a perturbation's levels, and their range."""
+
+    unit: str
+    least: float = 0
+    most: float = float("inf")
+    whole: bool = False
+
+
+class Perturbation(Options):
+    """What happens to a model after alignment, at several levels. `applied` leaves the model as it found it, bitwise.
+    The noise of a draw depends on seed and draw alone, so that all methods meet the same."""
+
+    kind: str
+    levels: Some[float] = Field(description="how strong, in the unit of the kind")
+    family: str = Field(description="the column of the main table that it counts towards")
+    draws: Count
+    generate: list[float] | None = Field(default=None, description="levels that are answered; null: all, []: none")
+
+    level: ClassVar[Level]
+    label: ClassVar[str] = "{name}"  # how a level reads in tables: of {name}, {level} and {percent}
+    random: ClassVar[bool] = False  # whether draws are of noise: captions then tell their number
+    quantizes: ClassVar[bool] = False
+
+    @abstractmethod
+    def applied(self, model: Any, point: Point, bench: Bench) -> AbstractContextManager[Arm]:
+        """A context in which the point's `Arm` may be used."""
+
+    def ran(self, device: str) -> str:
+        """Of a quantizer: whether its real kernels did the arithmetic; empty for all else."""
+        return ""
+
+    @property
+    def subdraws(self) -> int:
+        """Draws of which every prompt keeps its worst."""
+        return 1
+
+    def agree(self, key: str, cfg: Config) -> None:
+        unit, least, most, whole = self.level
+        for level in self.levels:
+            if not least <= level <= most or (whole and level != int(level)):
+                kind = "whole numbers" if whole else "numbers"
+                most_words = f" to {most:g}" if most < float("inf") else " up"
+                raise UserError(f"{key}.levels={self.levels}: give {unit}, {kind} from {least:g}{most_words}")
+        if extra := set(self.generate or []) - set(self.levels):
+            raise UserError(f"{key}.generate: {sorted(extra)} not among levels={self.levels}")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One (perturbation, level, draw); `name` is the YAML's."""
+
+    name: str
+    perturbation: Perturbation
+    level: float
+    draw: int
+    generate: bool = True  # responses too, or margins and utility alone
+
+    @property
+    def family(self) -> str:
+        return self.perturbation.family
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a perturbation may use besides the model. `noise_seed` and a point's draw name its noise, so that all
+    methods of a seed meet the same; `training` gives (prompt ids, response ids) of a label, `attack` harmful
+    prompts with a compliant opening in place of an answer; `batch_size` is how many rows it may run at once."""
+
+    noise_seed: int
+    pad: int
+    training: Callable[[str], list[tuple[list[int], list[int]]]] = lambda label: []
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is evaluated: a model, how it decodes, and how much of a compliant answer it is made to begin with."""
+
+    model: Any
+    sampler: Any = None  # a LogitsProcessor
+    prefill: int = 0  # tokens
+
+
+def perturbed(model: Any, point: Point, bench: Bench) -> AbstractContextManager[Arm]:
+    """A context in which the point's `Arm` may be used."""
+    return point.perturbation.applied(model, point, bench)
+
+
+def grid(perturb: Mapping[str, Perturbation]) -> list[Point]:
+    """Every (perturbation, level, draw) of the configuration, in its order."""
+    return [
+        Point(name, p, level, draw, generate=p.generate is None or level in p.generate)
+        for name, p in perturb.items()
+        for level in p.levels
+        for draw in range(p.draws)
+    ]

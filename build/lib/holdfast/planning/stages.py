@@ -1,0 +1,200 @@
+"""What alignment, probe and refinement take: their memory at the worst moment, forwards, and what is computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from holdfast.planning import memory, work
+from holdfast.planning.memory import FLOAT, Batch
+from holdfast.planning.shape import Shape
+from holdfast.planning.texts import Texts
+from holdfast.planning.work import Pass
+from holdfast.settings.options import Config
+
+SCRATCH = 2**26  # bytes in which the subspace places its tensors
+PASS = 1 + work.BACKWARD  # forward-equivalents of a first-order step
+
+
+@dataclass(frozen=True)
+class Case:
+    """A composed study, the shape of its model, its texts, and whether stages run on a GPU."""
+
+    cfg: Config
+    shape: Shape
+    texts: Texts
+    cuda: bool
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`memory`: bytes at the worst moment, the process aside; `forwards` of a batch, a backward as two, and times
+    their `sequences`."""
+
+    memory: float
+    forwards: float
+    sequences: float
+    passes: list[Pass]
+
+
+def align(case: Case) -> Demand:
+    """See `holdfast.recipes`: all weights train, in float32 with their gradients and AdamW's moments, and on a GPU
+    with a copy in half precision where they came so; or an adapter does, beside a copy of the weights in main memory.
+    A model that comes aligned takes nothing."""
+    a, s, texts = case.cfg.align, case.shape, case.texts
+    if not a.trains:
+        return Demand(0.0, 0, 0, [])
+    if a.kind == "zo":
+        return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
+    usual, worst = (texts.losses(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
+    weights = FLOAT * s.parameters
+    moments = weights * (a.optimizer_args is not None if getattr(a, "optimizer", "") == "sgd" else 2)
+    step = weights + (weights if case.cuda else 2 * FLOAT * s.largest)  # gradients; temporaries of the update
+    cast = s.bytes if case.cuda and s.width < FLOAT else 0
+    run = s if cast else replace(s, width=FLOAT)
+    peak = weights + moments + max(cast + memory.trainer_backward(run, worst, case.cuda), step)
+    if a.lora:
+        peak = adapter(case, a.lora.rank)
+    passes = [*work.backward(s, usual, a.steps), work.copying(4 * weights + 3 * moments, a.steps)]
+    if not case.cuda:  # the tiles of the head, of which every operation is a pass of its own
+        passes.append(work.copying(2 * memory.TILE_COPIES * FLOAT * s.vocabulary * usual.size, a.steps))
+    forwards, sequences = PASS * a.steps, PASS * a.steps * usual.rows
+    if a.kind == "dpo":
+        batches = _reference(case, a)
+        passes.append(work.forward(s, usual, batches))
+        forwards, sequences = forwards + batches, sequences + batches * usual.rows
+    return Demand(peak, forwards, sequences, passes)
+
+
+def adapter(case: Case, rank: int) -> float:
+    """Bytes of an alignment by LoRA; on a CPU the copy that the merge is checked against lies in the same memory."""
+    a, s = case.cfg.align, case.shape
+    worst = case.texts.losses(_loss(a), a.batch_size, a.batch_size * a.steps).cut(a.max_length)
+    running = memory.trainer_backward(s, worst, case.cuda, full=False) + memory.adapted(s, worst, rank)
+    return s.bytes * (1 if case.cuda else 2) + running
+
+
+def _loss(align: Any) -> str:
+    """Of ours, the one whose sequences are those of the recipe."""
+    return "dpo" if align.kind == "dpo" else "nll"
+
+
+def _reference(case: Case, settings: Any) -> int:
+    """Batches in which the reference of DPO reads the training rows: as many as training meets, where they are not
+    known."""
+    return math.ceil(len(case.texts.train) / settings.batch_size) if case.texts.made else settings.steps
+
+
+def probe(case: Case) -> Demand:
+    """See `holdfast.probing.probe`."""
+    p, s = case.cfg.probe, case.shape
+    batch = case.texts.losses(p.loss, p.batch_size, p.prompts)
+    online = case.texts.losses(p.loss, p.online.batch_size, p.online.batch_size * max(1, p.online.steps))
+    chunks, depth, sigmas = math.ceil(p.prompts / p.batch_size), len(s.layers), 1 + len(p.other_sigmas)
+    upper = (depth + 1) / 2  # forwards in which every decoder layer is the lowest that runs, once
+    whole = len(s.groups) > depth  # the embeddings are perturbed too
+    full = sigmas * (2 + 2 * p.draws * whole) * chunks
+    full += ("together" in p.compare) * sigmas * (1 + 2 * p.draws) * chunks
+    full += ("activations" in p.compare) * (1 + 2 * p.draws * depth) * chunks
+    full += ("quantization" in p.compare) * (1 + depth) * chunks
+    layered = 2 * sigmas * p.draws * chunks
+    steps = p.online.steps * (2 * p.online.queries + 1)
+    passes = [
+        work.forward(s, batch, full),
+        work.forward(s, batch, layered * depth, share=upper / depth),
+        work.forward(s, online, steps),
+        work.copying((FLOAT + s.width) * sum(s.groups), layered + 2 * sigmas * chunks),
+        work.copying((FLOAT + s.width) * s.matrices / 2, steps),
+    ]
+    masters = FLOAT * (s.matrices if "together" in p.compare else max(s.groups))
+    alone = masters + depth * memory.states(s, batch) + memory.forward(s, batch)
+    refining = FLOAT * s.matrices + (0 if case.cuda else s.width * s.matrices) + memory.forward(s, online)
+    forwards = full + layered * upper + steps
+    sequences = (forwards - steps) * batch.rows + steps * online.rows
+    return Demand(s.bytes + max(alone, refining if steps else 0), forwards, sequences, passes)
+
+
+def refine(case: Case) -> Demand:
+    """See `holdfast.methods`, one case a kind."""
+    r, m, s = case.cfg.refine, case.cfg.method, case.shape
+    budget = m.budget(r)
+    worst = case.texts.losses(r.loss, r.batch_size, r.batch_size * r.steps)
+    some, everything = m.select.rule.endswith("_k"), m.select.rule == "everything"
+    chosen = s.chosen(m.select.k) if some else sum(s.groups) if everything else s.matrices
+    if m.passes:
+        found = _gradients(case, worst, chosen, max(1, budget // m.passes))
+    elif m.kind in ("zeroth_order", "subspace"):
+        subspace = m.kind == "subspace"
+        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
+        found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
+    else:
+        found = _without_loss(case, worst, budget)
+    if r.loss != "dpo":
+        return found
+    reference = _reference(case, r)
+    passes = [*found.passes, work.forward(s, worst, reference)]
+    return Demand(found.memory, found.forwards + reference, found.sequences + reference * worst.rows, passes)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How many elements a two-point refinement moves, in how many layers: all of them, or some below which others may
+    be reused; or in the alignment subspace."""
+
+    elements: int
+    layers: int
+    subspace: bool = False
+
+
+def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -> Demand:
+    """Float32 masters of what moves; of a subspace directions in their place, anchors and scratch, and once the model
+    before alignment. Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
+    s, queries = case.shape, settings.queries
+    size = getattr(settings, "batch_size", case.cfg.refine.batch_size)  # a method's is the common one
+    usual, worst = (case.texts.losses(loss, size, draws) for draws in (size, size * steps))
+    depth = len(s.layers)
+    below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
+    reused = memory.states(s, worst) if moved.layers < depth else 0
+    beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
+    if moved.subspace:
+        beside += s.width * moved.elements + max(FLOAT * s.matrix, SCRATCH)
+        origin, write = s.bytes, moved.elements * (5 * FLOAT + 2 * s.width)
+    peak = s.bytes + beside + max(memory.forward(s, worst) + reused, origin)
+    passes = [
+        work.forward(s, usual, steps),
+        work.forward(s, usual, steps * (2 * queries - 1), share=1 - below / depth),
+        work.copying(write, 2 * queries * steps),
+        work.copying(moved.elements * (2 * FLOAT + s.width + FLOAT * queries), steps),
+    ]
+    forwards = 2 * queries * steps
+    return Demand(peak, forwards, forwards * usual.rows, passes)
+
+
+def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
+    """Masters, gradients and AdamW's moments of what moves, and what a method keeps beside them: see
+    `holdfast.methods.first_order`."""
+    r, s, m = case.cfg.refine, case.shape, case.cfg.method
+    usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
+    kept = FLOAT * chosen * max(m.moved - 1, 0)
+    summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
+    running = memory.backward(s, worst, len(s.layers)) + (summed if m.kind == "noise_stability" else 0)
+    update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)
+    peak = s.bytes + kept + max(running, update)
+    times = steps * m.passes // PASS
+    write = (FLOAT + s.width) * chosen * (2 if m.kind in ("smoothed", "noise_stability") else 1)
+    passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
+    return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
+
+
+def _without_loss(case: Case, worst: Batch, budget: int) -> Demand:
+    """Controls that ask no loss, or only for the states of benign prompts."""
+    r, s, kind = case.cfg.refine, case.shape, case.cfg.method.kind
+    walk = [work.copying(s.matrices * (2 * FLOAT + s.width + FLOAT * r.queries), r.steps)]
+    if kind == "sign_shuffled":
+        return Demand(s.bytes + FLOAT * s.matrices, budget, budget * worst.rows, walk)
+    if kind == "extrapolate":
+        return Demand(2 * s.bytes + 3 * FLOAT * s.largest, 0, 0, [work.copying(3 * s.bytes)])
+    batch, times = replace(worst, rows=r.batch_size, columns=0), math.ceil(len(case.texts.train) / 2 / r.batch_size)
+    passes = [work.forward(s, batch, times)]
+    return Demand(s.bytes + memory.forward(s, batch), times, times * worst.rows, passes)

@@ -1,0 +1,134 @@
+"""How long a study's prompts and responses are in tokens: by its data set where there is one, else as stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from holdfast.errors import UserError
+from holdfast.methods import LOSSES
+from holdfast.methods.losses import reads
+from holdfast.planning.memory import Batch
+from holdfast.settings.options import Config
+from holdfast.settings.paths import Layout
+
+Lengths = NDArray[np.float64]
+CHARACTERS = 4  # in a token of English, where no tokenizer is at hand
+TEMPLATE = 8  # tokens of a chat template, likewise
+STATED_ROWS = 1000  # of a training split that is not made yet
+
+
+@dataclass(frozen=True)
+class Rows:
+    """(n,) tokens of prompts, with their template, and of the responses to them."""
+
+    prompts: Lengths
+    responses: Lengths
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __add__(self, other: Rows) -> Rows:
+        prompts, responses = (self.prompts, other.prompts), (self.responses, other.responses)
+        return Rows(np.concatenate(prompts), np.concatenate(responses))
+
+    def batch(self, size: int, copies: int, answers: Lengths, draws: int) -> Batch:
+        """The longest of the batches that `draws` rows fill, each of `size` rows and `copies` sequences a row, their
+        `answers` being (n,) tokens. Logits are taken from the end of the shortest prompt on."""
+        longest = round(float(np.quantile(self.prompts + answers, draws / (draws + 1))))
+        shortest = round(float(np.quantile(self.prompts, 1 / (size + 1))))
+        return Batch(size * copies, longest, max(1, longest - shortest))
+
+
+class Texts:
+    """The rows and openings of a study as composed, in tokens; `source` says by what they are counted, `made` whether
+    there is a data set to count."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.tokens, counted, self.vocabulary = _counter(cfg)
+        self.frame, made = _frame(cfg)
+        self.made, p = self.frame is not None, cfg.plan
+        stated = f"prompts of up to {p.prompt_tokens} tokens and responses of up to {p.response_tokens}, as stated"
+        self.source = f"{made}, {counted}" if self.made else stated
+
+    @cached_property
+    def train(self) -> Rows:
+        labels = [self._rows("train", label, None, STATED_ROWS) for label in ("harmful", "benign")]
+        return labels[0] + labels[1]
+
+    @cached_property
+    def loss(self) -> list[int]:
+        """Tokens of the openings that losses know."""
+        return self._openings(self.cfg.openings.loss)
+
+    @cached_property
+    def score(self) -> list[int]:
+        """Tokens of the openings that margins are scored with."""
+        return self._openings(self.cfg.openings.score)
+
+    def evaluated(self, split: str, label: str) -> Rows:
+        """Raises `UserError` where the number of prompts is neither known nor capped."""
+        cap = self.cfg.evaluate.prompts.get(f"{split}/{label}")
+        if cap is None and not self.made:
+            raise UserError(
+                f"evaluate.prompts: no cap for {split}/{label}, and the data set is not made; give one, or run "
+                "holdfast data first"
+            )
+        return self._rows(split, label, cap, cap or 0)
+
+    def losses(self, loss: str, size: int, draws: int) -> Batch:
+        """A batch of an alignment loss: see `Rows.batch`."""
+        opening, rows = max(self.loss), self.train
+        copies, answers = {
+            "response": (1, rows.responses),
+            "pair": (2, np.maximum(rows.responses, opening)),
+            "openings": (len(self.loss), np.full(len(rows), float(opening))),
+        }[reads(LOSSES[loss])]
+        return rows.batch(size, copies, answers, draws)
+
+    def _rows(self, split: str, label: str, cap: int | None, stated: int) -> Rows:
+        if self.frame is None:
+            longest = self.cfg.plan.prompt_tokens, self.cfg.plan.response_tokens
+            return Rows(*(np.linspace(1, most, stated) for most in longest))
+        frame = self.frame
+        found = frame[(frame["split"] == split) & (frame["label"] == label)]
+        found = found if cap is None else found.head(cap)
+        prompts, responses = (np.array(self.tokens(found[part].tolist())) for part in ("prompt", "response"))
+        return Rows(prompts + TEMPLATE, responses + 1)
+
+    def _openings(self, sides: Any) -> list[int]:
+        return [round(found) for found in self.tokens([*sides.refusal, *sides.compliance])]
+
+
+def _frame(cfg: Config) -> tuple[pd.DataFrame | None, str]:
+    """The rows, and where they are from."""
+    path = Layout.of(cfg).data / "prompts.parquet"
+    if path.is_file():
+        return pd.read_parquet(path, columns=["split", "label", "prompt", "response"]), str(path)
+    if cfg.data.kind == "world":
+        return pd.DataFrame(cfg.data.build(cfg.openings)[0]), "the embedded world"
+    return None, ""
+
+
+def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, int]:
+    """Tokens of texts, by the model's own tokenizer if a folder has it; the words that say so; and its vocabulary."""
+    from transformers import AutoTokenizer
+
+    place = cfg.model.path or str(Layout.of(cfg).data / "tokenizer")
+    if not Path(place).is_dir():
+        known = f"{CHARACTERS} characters a token"
+        return lambda texts: [max(1.0, len(t) / CHARACTERS) for t in texts], known, cfg.data.vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(place)
+
+    def tokens(texts: Sequence[str]) -> list[float]:
+        return [float(len(ids)) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    return tokens, f"by the tokenizer of {place}", len(tokenizer)

@@ -1,0 +1,52 @@
+"""Alignment without a gradient at any time."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.recipes.recipe import RECIPES, Stepwise, Trained
+from holdfast.settings.options import Count, Positive
+
+if TYPE_CHECKING:
+    from holdfast.runtime.run import Run
+
+
+@RECIPES.register("zo")
+class ZerothOrderAlignment(Stepwise):
+    """Two-point steps on the decoder's matrices from the base model, on the likelihood of the responses."""
+
+    mu: Positive
+    queries: Count
+    noise: Literal["rademacher", "gaussian"]
+    normalize: Literal["none", "rms"]
+
+    def align(self, run: Run, model: Any, tokenizer: Any, rows: Any, parts: tuple[range, ...]) -> Trained:
+        """The steps cut their batches themselves where memory runs out: `parts` is not read."""
+        from holdfast.methods.batches import Batches
+        from holdfast.methods.losses import nll
+        from holdfast.methods.task import Task
+        from holdfast.methods.zeroth_order import ZerothOrder
+        from holdfast.zo import weight_groups
+        from holdfast.zo.layers import decoder_layers
+
+        own = {key: getattr(self, key) for key in ("mu", "lr", "queries", "noise", "normalize")}
+        method = ZerothOrder(name="zo", kind="zeroth_order", **own)
+        budget, data = 2 * self.queries * self.steps, hashlib.sha256(rows.to_csv().encode()).hexdigest()
+        task = Task(
+            model,
+            nll,
+            Batches(rows, tokenizer, run.cfg.openings.loss, nll, model.device),
+            decoder_layers(weight_groups(model)),
+            budget,
+            self.batch_size,
+            run.seed,
+            {"loss": "nll", "batch_size": self.batch_size, "budget": budget, "data": data},
+            lambda: model,
+            run.out / "trajectory.jsonl",
+            None,
+            run.progress,
+            run.tracker.log,
+        )
+        outcome = method.refine(task)
+        return Trained(outcome.losses, outcome.forwards, outcome.forwards * self.batch_size)

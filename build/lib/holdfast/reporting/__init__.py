@@ -1,0 +1,1 @@
+"""Tables and figures. Each is drawn from the records by a function that a notebook can call."""

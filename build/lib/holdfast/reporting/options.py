@@ -1,0 +1,101 @@
+"""The options of tables and figures, and the rules by which claims are judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.settings.options import Config, Count, Options, Positive, Registry, Share, Some, section
+from holdfast.settings.paths import runs
+
+PRODUCTS = Registry("table or figure", "holdfast.reporting.products")
+
+
+class Coverage(Options):
+    """The simulated studies that say how often an interval holds the true value."""
+
+    studies: Count
+    matched_studies: Count = Field(description="with thresholds set in resamples: a millisecond each")
+    rates: Some[float]
+    spreads: Some[float] = Field(description="standard deviation of a seed's true rate")
+
+
+@section("tables")
+class TablesOptions(Options):
+    """What is made of a study's records."""
+
+    make: Some[str] = Field(description="names of products, or package.module.name")
+    source: str | None = Field(default=None, description="folder of compact records; null: the runs' own folders")
+    estimates: str | None = Field(default=None, description="folder of the estimates; null: computed anew")
+    dir: str | None = Field(default=None, description="where tables go; null: the run's own folder")
+    figures: str | None = Field(default=None, description="where figures go; null: the run's own folder")
+    over_refusal: Annotated[float, Gt(0), Le(0.5)] = Field(
+        description="where the primary metric sets the refusal threshold"
+    )
+    headline_asr: Share = Field(
+        description="a family's headline level: the mildest at which the reference reaches this"
+    )
+    confidence: Annotated[float, Gt(0.5), Le(0.999)]
+    resamples: Annotated[int, Ge(50)] = Field(description="of the prompts, for intervals")
+    coverage: Coverage
+
+    def agree(self, key: str, cfg: Config) -> None:
+        for name in self.make:
+            try:
+                PRODUCTS[name]
+            except UserError as error:
+                raise UserError(f"{key}.make={name}: {error}") from None
+
+
+class JudgedAt(Options):
+    """The point at which a family is judged."""
+
+    perturbation: str
+    level: float
+
+
+class Roles(Options):
+    """The methods that play a part in a claim."""
+
+    paper: str
+    all: str
+    random: str
+    shuffled: str
+    extrapolate: str
+    online: str
+    forward_only: Some[str]
+    first_orders: Some[str]
+
+
+@section("claims")
+class Claims(Options):
+    """The rules by which claims are judged, to be fixed before a study is run."""
+
+    primary: Literal["asr_matched", "asr_margin"]
+    margin: Share = Field(description="a difference within this counts as none")
+    confidence: Annotated[float, Gt(0.5), Le(0.999)]
+    stable: Annotated[float, Ge(-1), Le(1)] = Field(
+        description="the rank correlation above which an order of layers is stable"
+    )
+    overhead: Positive = Field(description="of refinement over alignment, as a share")
+    top_k: Count = Field(description="layers that a choice is compared by")
+    families: dict[str, JudgedAt] = Field(default_factory=dict)
+    judged: Some[str] = Field(description="recipes at plateau")
+    lengths: Some[str] = Field(description="recipes, by the length of their alignment")
+    budgets: dict[str, list[str]] = Field(
+        default_factory=dict, description="line of a figure -> one method, by its budget"
+    )
+    optimizers: list[str] = Field(default_factory=list, description="recipes to be compared")
+    methods: Roles
+
+    def agree(self, key: str, cfg: Config) -> None:
+        if "study" not in cfg:
+            return
+        known = {method for _, _, method, _ in runs(cfg.study)}
+        if unknown := [m for line in self.budgets.values() for m in line if m not in known]:
+            raise UserError(
+                f"{key}.budgets: {unknown[0]} is none of the study's methods; it has {', '.join(sorted(known))}"
+            )

@@ -1,0 +1,246 @@
+"""What the tables stage makes. Each product says itself what it needs, which studies have it, and which files it is.
+
+A table of one's own is a function with the decorator `table`, in a module outside this package, and
+`tables.make=[main,package.module.function]` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.reporting.options import PRODUCTS
+from holdfast.runtime.files import replacing, write_text
+from holdfast.settings.options import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from holdfast.reporting.measured import Measured
+    from holdfast.reporting.records import Evidence
+    from holdfast.reporting.render import Table
+    from holdfast.reporting.setting import Setting
+
+ESTIMATES = ("metrics.npy", "index.json")  # what all tables share
+SUFFIXES = ("csv", "md", "tex", "html")
+Wanted = Callable[[Config], bool]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What products are made from."""
+
+    measured: Measured
+    setting: Setting
+    evidence: Evidence
+    cfg: Config
+
+    def frames(self, product: Product) -> dict[str, pd.DataFrame]:
+        """The parts of the study that a product is made from."""
+        return {part: self.evidence.frame(part) for part in product.parts}
+
+
+@dataclass(frozen=True)
+class Product:
+    """`parts` of a study that it is made from beside the estimates; `wanted`: whether a study has it; `terminal`: its
+    frame as text that is narrow enough; `beside`: further files."""
+
+    name: str
+    title: str
+    make: Callable[[Results], Any]
+    parts: tuple[str, ...] = ()
+    wanted: Wanted = lambda cfg: True
+    terminal: Callable[[Any, Setting], str] | None = None
+    beside: tuple[str, ...] = ()
+
+    def files(self, cfg: Config) -> list[str]:
+        text = [f"{self.name}.txt"] if self.terminal else []
+        return [f"{self.name}.{suffix}" for suffix in SUFFIXES] + text + list(self.beside)
+
+    def write(self, results: Results, folder: Path, figures: Path) -> Any:
+        made: Table = self.make(results)
+        write(made, folder, self.name)
+        if self.terminal:
+            write_text(folder / f"{self.name}.txt", self.terminal(made.frame, results.setting))
+        return made
+
+
+def write(table: Table, folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> None:
+    texts = table.texts()
+    for suffix in suffixes:
+        write_text(folder / f"{name}.{suffix}", texts[suffix])
+
+
+def table(title: str, *parts: str, **options: Any) -> Callable[[Callable[[Results], Table]], Product]:
+    """Decorator: a function from results to a table, which has the function's name. `parts` may be records,
+    sensitivity, online, outcomes, costs, timing and tasks; `options` are fields of `Product`."""
+
+    def add(make: Callable[[Results], Table]) -> Product:
+        return PRODUCTS.register(make.__name__)(Product(make.__name__, title, make, parts, **options))
+
+    return add
+
+
+def _main_text(frame: Any, setting: Setting) -> str:
+    from holdfast.reporting.tables import terminal
+
+    return terminal(frame, setting)
+
+
+def _claims_text(frame: Any, setting: Setting) -> str:
+    from holdfast.reporting.claims import terminal_claims
+
+    return terminal_claims(frame, setting)
+
+
+@table("T1 main", terminal=_main_text)
+def main(results: Results) -> Table:
+    from holdfast.reporting.tables import main_table
+
+    return main_table(results.measured.metrics, results.setting)
+
+
+@table("T2 dose and response")
+def dose_response(results: Results) -> Table:
+    from holdfast.reporting import tables
+
+    return tables.dose_response(results.measured.metrics, results.setting)
+
+
+@table("T3 quantization")
+def quantization(results: Results) -> Table:
+    from holdfast.reporting.quantization import quantization
+
+    return quantization(results.measured.metrics, results.setting)
+
+
+@table("T4 selection of layers", "sensitivity", "online", "outcomes", "costs")
+def selection(results: Results) -> Table:
+    from holdfast.reporting.selection import selection as made
+
+    return made(results.measured.metrics, results.setting, results.frames(selection), results.cfg)
+
+
+@dataclass(frozen=True)
+class Cost(Product):
+    """With the times of the machine that ran the study in a table of their own: not reproducible to the byte."""
+
+    def write(self, results: Results, folder: Path, figures: Path) -> Table:
+        from holdfast.reporting.cost import timing
+
+        made: Table = super().write(results, folder, figures)
+        times = timing(results.evidence.frame("timing"), results.cfg.tables.confidence)
+        write(times, folder, "timing", ("csv", "md"))
+        return made
+
+
+def _cost(results: Results) -> Table:
+    from holdfast.reporting.cost import cost
+
+    return cost(results.measured.metrics, results.setting, results.evidence.frame("costs"), results.cfg)
+
+
+PRODUCTS.register("cost")(
+    Cost("cost", "T5 steps and cost", _cost, ("costs", "timing"), beside=("timing.csv", "timing.md"))
+)
+
+
+@table("T7 claims", "sensitivity", "online", "costs", terminal=_claims_text)
+def claims(results: Results) -> Table:
+    from holdfast.reporting.claims import claims_table
+
+    return claims_table(results.measured.metrics, results.setting, results.frames(claims), results.cfg)
+
+
+@table("base optimizers", "sensitivity", "costs", wanted=lambda cfg: bool(cfg.claims.optimizers))
+def optimizers(results: Results) -> Table:
+    from holdfast.reporting.optimizers import optimizers as made
+
+    return made(results.measured.metrics, results.setting, results.frames(optimizers), results.cfg)
+
+
+@table("T6 judges", "records")
+def judges(results: Results) -> Table:
+    from holdfast.reporting.judges import judges
+
+    return judges(results.evidence.frame("records"), results.setting)
+
+
+@table("tasks of lm-eval", "tasks", wanted=lambda cfg: bool(cfg.evaluate.tasks))
+def tasks(results: Results) -> Table:
+    from holdfast.reporting.tasks import tasks
+
+    return tasks(results.evidence.frame("tasks"), results.setting)
+
+
+@dataclass(frozen=True)
+class Figures(Product):
+    """All figures of a study, as PNG and PDF."""
+
+    def files(self, cfg: Config) -> list[str]:
+        names = ["dose_response", "trade_off", "sensitivity", "cost"]
+        names += ["lengths"] * (len(cfg.claims.lengths) > 1) + ["steps"] * bool(cfg.claims.budgets)
+        return [f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
+
+    def write(self, results: Results, folder: Path, figures: Path) -> dict[str, Figure]:
+        from holdfast.reporting.figures import save
+
+        made: dict[str, Figure] = self.make(results)
+        for name, figure in made.items():
+            for suffix in ("png", "pdf"):
+                with replacing(figures / f"{name}.{suffix}") as path:
+                    save(figure, path, suffix)
+        return made
+
+
+def _figures(results: Results) -> dict[str, Figure]:
+    from holdfast.reporting import figures as draw
+    from holdfast.reporting.estimates import judged_points
+    from holdfast.reporting.trade_off import trade_off_figure
+
+    cfg, setting, evidence = results.cfg, results.setting, results.evidence
+    metrics, judged = results.measured.metrics, list(cfg.claims.judged)
+    # Where claims are judged; a family that they leave out is shown at its headline level.
+    points = {at[1]: at for at in setting.headlines().values() if at}
+    points |= {family: at for family, at in judged_points(metrics, cfg.claims).items() if at}
+    spent, reference = _cost(results).frame, cfg.study.reference
+    rises = evidence.frame("sensitivity")
+    doses = PRODUCTS["dose_response"].make(results).frame
+    made = {
+        "dose_response": draw.dose_response_figure(doses, reference),
+        "trade_off": trade_off_figure(evidence.frame("records"), setting, list(points.values()), judged),
+        "sensitivity": draw.sensitivity_figure(
+            rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]
+        ),
+        "cost": draw.cost_figure(spent, reference, judged),
+    }
+    if len(cfg.claims.lengths) > 1:
+        made["lengths"] = draw.lengths_figure(spent, evidence.frame("costs"), list(cfg.claims.lengths))
+    if cfg.claims.budgets:
+        made["steps"] = draw.steps_figure(spent, reference, {k: list(v) for k, v in cfg.claims.budgets.items()})
+    return made
+
+
+PRODUCTS.register("figures")(Figures("figures", "figures", _figures, ("records", "sensitivity", "costs")))
+
+
+@dataclass(frozen=True)
+class Files(Product):
+    """What is made before any table, or in place of them."""
+
+    def files(self, cfg: Config) -> list[str]:
+        return list(self.beside)
+
+
+PRODUCTS.register("estimates")(Files("estimates", "estimates", lambda results: None, beside=ESTIMATES))
+PRODUCTS.register("evidence")(
+    Files(
+        "evidence",
+        "compact records",
+        lambda results: None,
+        ("sensitivity", "online", "outcomes", "costs", "timing", "tasks"),
+    )
+)

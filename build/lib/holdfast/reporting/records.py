@@ -1,0 +1,205 @@
+"""A study's measurements in compact form, from its runs' own folders or from files that hold them.
+
+Margins and rises are rounded to half precision, ids to numbers, responses left out. Tables see nothing else, so that
+they are the same from either place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.runtime.files import replacing
+from holdfast.settings.options import Config
+from holdfast.settings.paths import Layout, runs
+from holdfast.settings.schema import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS = ("records", "sensitivity", "online", "outcomes", "costs", "timing", "tasks")
+HEAD = ("model", "recipe", "method")
+WORDS = (*HEAD, "perturbation", "family", "ran", "id", "split", "label", "pair", "verdict")
+RECORDS = (*WORDS, "seed", "level", "draw", "margin", "utility")
+COSTS = ("steps", "forwards", "sequences", "stability")
+TIMES = ("seconds", "peak_rss_mib", "method_seconds", "method_peak_mib")
+
+
+class Evidence:
+    """The parts of a study as frames; `source` is a folder of `<part>.parquet`, None the runs' own folders."""
+
+    def __init__(self, layout: Layout, study: Study, source: str | None = None) -> None:
+        self.layout, self.study, self.source = layout, study, source
+
+    @classmethod
+    def of(cls, layout: Layout, cfg: Config) -> Evidence:
+        return cls(layout, cfg.study, cfg.tables.source)
+
+    def files(self, part: str) -> dict[Path, str]:
+        """The files that a part is read from, and the stage that makes each. Of costs those of refinement are left
+        out: a method's records could not be there without them, and the reference has none."""
+        if self.source is not None:
+            return {Path(self.source, f"{part}.parquet"): "tables"}
+        if part == "records":
+            return dict.fromkeys(self.layout.records(self.study), "evaluate")
+        if part == "tasks":
+            return {path.with_name("metrics.json"): "evaluate" for path in self.layout.records(self.study)}
+        probes = self.layout.probes(self.study)
+        if part not in ("costs", "timing"):
+            return dict.fromkeys([folder / f"{part}.parquet" for folder in probes], "probe")
+        name = "metrics.json" if part == "costs" else "timing.json"
+        aligns = [self.layout.align(m, a, s) for m, a, _, s in runs(self.study)]
+        return {folder / name: "align" for folder in aligns} | {folder / name: "probe" for folder in probes}
+
+    @cache  # noqa: B019 - lives as long as its stage
+    def frame(self, part: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if self.source is not None:
+            found = pd.read_parquet(Path(self.source, f"{part}.parquet"))
+        else:
+            found = READERS[part](self)
+        return found.assign(model=found["model"].astype(str) + "/" + found["recipe"].astype(str)).drop(
+            columns="recipe"
+        )
+
+    def write(self, folder: Path) -> None:
+        """Every part as `<part>.parquet`, packed as small as it goes."""
+        for part in PARTS:
+            found = READERS[part](self)
+            halves = [name for name, kind in found.dtypes.items() if kind == "float16"]
+            with replacing(folder / f"{part}.parquet") as path:
+                found.to_parquet(
+                    path,
+                    index=False,
+                    compression="zstd",
+                    compression_level=19,
+                    use_dictionary=[name for name in found.columns if name not in halves],
+                    column_encoding=dict.fromkeys(halves, "BYTE_STREAM_SPLIT"),
+                )
+
+
+def outcomes(evidence: Evidence) -> pd.DataFrame:
+    """The records of every evaluation, as they were written; words as categories."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    read = [
+        pq.read_table(path, columns=list(RECORDS), read_dictionary=list(WORDS)) for path in evidence.files("records")
+    ]
+    words = pa.dictionary(pa.int32(), pa.string())
+    for place, table in enumerate(read):
+        for name in WORDS:  # a column of nulls alone has no words of its own
+            if not table.schema.field(name).type.equals(words):
+                at = table.schema.get_field_index(name)
+                read[place] = table = table.set_column(at, name, table[name].cast(pa.string()).dictionary_encode())
+    return pa.concat_tables([table.replace_schema_metadata() for table in read]).unify_dictionaries().to_pandas()
+
+
+def _records(evidence: Evidence) -> pd.DataFrame:
+    """A prompt without a pair becomes a pair of its own."""
+    import pandas as pd
+
+    frame = outcomes(evidence)
+    ids, pair = frame["id"].cat.codes, frame["pair"].cat.codes.astype(int)
+    alone = frame["pair"].isna() | (frame["pair"] == "")
+    pairs = len(frame["pair"].cat.categories)
+    frame["id"], frame["pair"] = ids.astype("int32"), pair.mask(alone, pairs + ids).astype("int32")
+    sizes = {"seed": "int32", "draw": "int16", "margin": "float16", "utility": "float16", "level": "float64"}
+    return pd.DataFrame(frame.astype(sizes)[list(RECORDS)])
+
+
+def _probed(part: str) -> Callable[[Evidence], pd.DataFrame]:
+    def read(evidence: Evidence) -> pd.DataFrame:
+        import pandas as pd
+
+        found = pd.concat(map(pd.read_parquet, evidence.files(part)), ignore_index=True)
+        if part == "sensitivity":
+            found = _rises(found)
+        words = [name for name, kind in found.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+        return found.astype(dict.fromkeys(words, "category"))
+
+    return read
+
+
+def _rises(losses: pd.DataFrame) -> pd.DataFrame:
+    """Per example the rise ½(L₊ + L₋) − L, of one side where there is one, and the tilt ½(L₊ − L₋)."""
+    up, down, clean = losses["up"], losses["down"], losses["clean"]
+    rise = ((up + down) / 2).where(down.notna(), up) - clean
+    kept = losses.drop(columns=["clean", "up", "down"])
+    kept = kept.assign(rise=rise.astype("float16"), tilt=((up - down) / 2).astype("float16"))
+    return kept.astype({"seed": "int32", "parameters": "int64", "draw": "int16", "example": "int16"})
+
+
+def _costs(evidence: Evidence) -> pd.DataFrame:
+    """What alignment, the probe and each method spent, in forward-equivalents of a batch and of one sequence; the
+    layers that a method refined, and how stable their choice was."""
+
+    def row(found: dict[str, Any]) -> dict[str, Any]:
+        layers = " ".join(found.get("layers", []))
+        return {"steps": len(found["loss"]), "layers": layers} | {k: found.get(k) for k in COSTS if k != "steps"}
+
+    def spent(stage: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+        if stage != "probe":
+            return [{"stage": stage, **row(found)}]
+        return [{"stage": source, "layers": "", "sequences": count} for source, count in found["sequences"].items()]
+
+    return _stages(evidence, "metrics.json", ("layers", *COSTS), spent).astype(dict.fromkeys(COSTS, float))
+
+
+def _timing(evidence: Evidence) -> pd.DataFrame:
+    def spent(stage: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"stage": stage, **{name: found.get(name) for name in TIMES}}]
+
+    return _stages(evidence, "timing.json", TIMES, spent).astype(dict.fromkeys(TIMES, float))
+
+
+def _stages(
+    evidence: Evidence,
+    name: str,
+    columns: tuple[str, ...],
+    spent: Callable[[str, dict[str, Any]], list[dict[str, Any]]],
+) -> pd.DataFrame:
+    """The rows that `spent` makes of each stage's `name`; a stage that a run went without has none."""
+    import pandas as pd
+
+    layout, rows, seen = evidence.layout, [], set()
+    for model, recipe, method, seed in runs(evidence.study):
+        head = {"model": model, "recipe": recipe, "seed": seed}
+        for stage, folder, of in (
+            ("align", layout.align(model, recipe, seed), ""),
+            ("probe", layout.probe(model, recipe, seed), ""),
+            ("refine", layout.refine(model, recipe, method, seed), method),
+        ):
+            if folder not in seen and (folder / name).exists():
+                found = json.loads((folder / name).read_text(encoding="utf-8"))
+                rows += [{**head, "method": of, **row} for row in spent(stage, found)]
+            seen.add(folder)
+    return pd.DataFrame(rows, columns=[*HEAD, "seed", "stage", *columns])
+
+
+def _tasks(evidence: Evidence) -> pd.DataFrame:
+    """What lm-eval's tasks gave, their own standard errors aside."""
+    import pandas as pd
+
+    rows = []
+    for run in runs(evidence.study):
+        path = evidence.layout.evaluate(*run) / "metrics.json"
+        found = json.loads(path.read_text(encoding="utf-8")).get("tasks", {})
+        rows += [(*run, task, value) for task, value in found.items() if "_stderr" not in task]
+    kinds = {**dict.fromkeys(HEAD, str), "seed": int, "task": str, "value": float}
+    return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
+
+
+READERS: dict[str, Callable[[Evidence], Any]] = {
+    "records": _records,
+    "sensitivity": _probed("sensitivity"),
+    "online": _probed("online"),
+    "outcomes": _probed("outcomes"),
+    "costs": _costs,
+    "timing": _timing,
+    "tasks": _tasks,
+}

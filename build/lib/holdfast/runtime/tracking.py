@@ -1,0 +1,145 @@
+"""Weights & Biases, offline unless told otherwise, and never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.settings.options import Config, Options, section
+
+KEPT = ("config.yaml", "metrics.json", "trajectory.jsonl")  # of a stage's folder, as its artifact
+
+
+@section("tracking")
+class Tracking(Options):
+    """Where runs are logged."""
+
+    mode: Literal["offline", "online", "disabled"] = Field(description="offline: `wandb sync` uploads later")
+    project: str
+    dir: str
+
+
+class Tracker:
+    """One W&B run per stage run; with `tracking=disabled` every call does nothing and W&B is not imported.
+
+    `out`, the stage's folder, names the run, so that a stage that is repeated continues its run (online) or takes its
+    place (offline) instead of adding one. `inputs`: the files that the stage reads, and the stage that made each.
+    """
+
+    def __init__(
+        self, cfg: Config, stage: str, label: str, config: Any, out: Path, inputs: Mapping[Path, str]
+    ) -> None:
+        self.run, self.stage, self.out, self.step = None, stage, out, 0
+        self.results = Path(cfg.results)
+        if cfg.tracking.mode == "disabled":
+            return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        self.inputs = {path.parent: made for path, made in inputs.items() if (path.parent / "metrics.json").is_file()}
+        identity = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+        if cfg.tracking.mode == "offline":
+            _forget(Path(cfg.tracking.dir, "wandb"), identity)
+        settings = wandb.Settings(console="off", x_disable_stats=True, disable_git=True, disable_code=True)
+        try:
+            self.run = wandb.init(
+                project=cfg.tracking.project,
+                mode=cfg.tracking.mode,
+                dir=cfg.tracking.dir,
+                group=f"{cfg.study.name}/{cfg.model.name}",
+                job_type=stage,
+                name=f"{stage}/{label}",
+                tags=_tags(label, config),
+                id=identity,
+                resume="allow" if cfg.tracking.mode == "online" else None,
+                config=dict(flatten({**config, "seed": cfg.seed})),
+                settings=settings,
+            )
+            for folder, made in self.inputs.items() if cfg.tracking.mode == "online" else ():
+                self.run.use_artifact(self._artifact(folder, made))  # W&B knows one that it has by its content
+        except wandb.errors.Error as error:
+            hint = "set tracking=offline or run `wandb login`"
+            raise UserError(f"tracking={cfg.tracking.mode}: {str(error).splitlines()[0]}; {hint}") from None
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """One step of the history. Steps are counted, so that a continued run does not log what it has again."""
+        if self.run:
+            self.run.log(dict(values), step=self.step)
+            self.step += 1
+
+    def table(self, name: str, frame: Any) -> None:
+        if self.run:
+            import wandb
+
+            self.run.log({name: wandb.Table(dataframe=frame)}, step=self.step)
+
+    def image(self, name: str, path: Path) -> None:
+        if self.run:
+            import wandb
+
+            self.run.log({name: wandb.Image(str(path))}, step=self.step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """`summary` under dotted names; a list of numbers, which the history has, is left out."""
+        if self.run:
+            flat = {k: ", ".join(v) if _words(v) else v for k, v in flatten(summary)}
+            self.run.summary.update({k: v for k, v in flat.items() if not isinstance(v, list)})
+            # W&B draws lineage from what a run says it used, which it cannot say offline; there the metadata has it.
+            used = {self._name(folder, made): _digest(folder / "metrics.json") for folder, made in self.inputs.items()}
+            self.run.log_artifact(self._artifact(self.out, self.stage, {"inputs": used}))
+            self.run.finish()
+
+    def fail(self) -> None:
+        if self.run:
+            self.run.finish(exit_code=1)
+
+    def _artifact(self, folder: Path, stage: str, metadata: dict[str, Any] | None = None) -> Any:
+        import wandb
+
+        found = wandb.Artifact(self._name(folder, stage), type=stage, metadata=metadata)
+        for name in KEPT:
+            if (folder / name).is_file():
+                found.add_file(str(folder / name), policy="immutable")  # no second copy: what is written stays
+        return found
+
+    def _name(self, folder: Path, stage: str) -> str:
+        """`tiny-tiny-sft-align-s0` of a study's run, `align-2026-01-31_12-00-00` of one that ran alone."""
+        inside = folder.resolve().is_relative_to(self.results.resolve())
+        parts = folder.resolve().relative_to(self.results.resolve()).parts if inside else (stage, folder.name)
+        return "-".join(parts)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, leaf) pairs, so that runs line up key by key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tags(label: str, config: Mapping[str, Any]) -> list[str]:
+    """What runs are filtered by: recipe, method, and the perturbations of an evaluation."""
+    return list(dict.fromkeys([*label.split("/")[2:], *config.get("perturb", {})]))
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _forget(folder: Path, identity: str) -> None:
+    """Remove what an earlier run of the same name left and nobody has uploaded: its results are replaced too."""
+    for old in folder.glob(f"offline-run-*-{identity}"):
+        if not any(old.glob("*.synced")):
+            shutil.rmtree(old)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,245 @@
+"""From command-line overrides to a checked configuration: OmegaConf composes, pydantic checks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from holdfast.errors import UserError
+from holdfast.settings.explain import BadValue, bad_value, choices, folders, place
+from holdfast.settings.options import Config, Options, Registry, imported, sections
+from holdfast.settings.paths import CONF
+from holdfast.settings.schema import VALUES
+
+NAMED = ("model", "align", "method", "judge", "study")  # sections that are named by the file that was chosen
+OUTSIDE = ("align", "method", "judge")  # for which a class may be chosen in the place of a file
+NO_FILE = "outside"
+
+
+@cache
+def ready() -> None:
+    """Let Hydra take every key of a section: pydantic refuses those that are none, and says what would be one."""
+    node = OmegaConf.create({name: {} for name in sections()})
+    for name in node:
+        OmegaConf.set_struct(node[name], False)
+    ConfigStore.instance().store(name="schema", node=node)
+    for group in OUTSIDE:
+        ConfigStore.instance().store(NO_FILE, {group: {}}, group=group, package="_global_")
+
+
+def composed(overrides: list[str]) -> Config:
+    """The checked configuration, or a `UserError` that names what is wrong, where it stands, and what would be
+    right."""
+    asked = expanded(overrides)
+    try:
+        cfg = _hydra(asked)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explained(error)) from None
+    chosen = cfg.hydra.runtime.choices
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return checked(cfg, chosen, asked)
+
+
+def _hydra(overrides: list[str]) -> DictConfig:
+    ready()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides, return_hydra_config=True)
+
+
+def checked(cfg: DictConfig, chosen: Mapping[str, Any], overrides: list[str]) -> Config:
+    """`chosen` maps a group of files to the one chosen, as Hydra tells. Raises `UserError`."""
+    chosen = {group: name for group, name in chosen.items() if not str(group).startswith("hydra")}
+    try:
+        data: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        return read(_named(_without_unchosen(data), chosen))
+    except OmegaConfBaseException as error:
+        raise UserError(explained(error)) from None
+    except BadValue as bad:
+        files = {**chosen, "perturb": list(cfg.perturb), "source": list(cfg.data.get("sources") or {})}
+        raise UserError(bad.said + place(bad.key, overrides, files)) from None
+
+
+def read(data: Mapping[str, Any]) -> Config:
+    """The sections and values that `data` holds, checked; of a stage's config.yaml those that it was granted."""
+    found: dict[str, Any] = {}
+    for name, one in sections().items():
+        if name in data and one.many:
+            found[name] = {key: _built(one.options, f"{name}.{key}", part) for key, part in data[name].items()}
+        elif name in data:
+            found[name] = _built(one.options, name, data[name])
+    for name, kind in VALUES.items():
+        if name in data:
+            found[name] = _value(name, kind, data[name])
+    if unknown := sorted(data.keys() - found.keys()):
+        raise BadValue(unknown[0], f"{unknown[0]}: no such key; {choices(unknown[0], [*sections(), *VALUES])}")
+    cfg = Config(found)
+    for name, part in found.items():
+        for key, options in part.items() if isinstance(part, dict) else [("", part)]:
+            if isinstance(options, Options):
+                options.agree(f"{name}.{key}".rstrip("."), cfg)
+    return cfg
+
+
+def _built(options: type[Options] | Registry, key: str, data: Any) -> Options:
+    if not isinstance(data, dict):
+        raise BadValue(key, f"{key}={data}: give keys with values")
+    data = {name: value for name, value in data.items() if value != "???"}
+    if isinstance(options, Registry):
+        options, data = _kind(options, key, data)
+    try:
+        return options.model_validate(data)
+    except ValidationError as error:
+        raise bad_value(error, key, options) from None
+
+
+def _kind(registry: Registry, key: str, data: dict[str, Any]) -> tuple[type[Options], dict[str, Any]]:
+    """The class that reads a section: by its `kind`, or by `_target_` for one that lives outside this package."""
+    target = data.pop("_target_", None)
+    try:
+        kind = imported(target) if target else registry[str(data.get("kind", ""))]
+    except UserError as error:
+        name, given = ("_target_", target) if target else ("kind", data.get("kind"))
+        raise BadValue(f"{key}.{name}", f"{key}.{name}={given}: {error}") from None
+    if not (isinstance(kind, type) and issubclass(kind, Options)):
+        raise BadValue(f"{key}._target_", f"{key}._target_={target}: is no class of options")
+    return kind, {**data, "kind": target or data["kind"]}
+
+
+def _value(name: str, kind: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        said = bad_value(error, name, Options).said
+        raise BadValue(name, said.replace(f"{name}:", f"{name}={value}:", 1)) from None
+
+
+def _without_unchosen(data: dict[str, Any]) -> dict[str, Any]:
+    """What a study sets of perturbations that were not chosen goes."""
+    known = _files("perturb")
+    perturb = data.get("perturb") or {}
+    kept = {name: one for name, one in perturb.items() if {"kind", "_target_"} & set(one) or name not in known}
+    return {**data, "perturb": kept}
+
+
+def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's name is that of its file, so that a copied file cannot name another's results; a study's may be
+    set, and a method's is that of its variant."""
+    variants = (data.get("study") or {}).get("variants") or {}
+    for part in NAMED:
+        own, name = data[part], str(chosen.get(part))
+        given = own.get("name", name)
+        variant = part == "method" and (variants.get(given) or {}).get("method", given) == name
+        outside = part in OUTSIDE and given == own.get("_target_")
+        if given != name and part != "study" and not (variant or outside):
+            raise BadValue(f"{part}.name", f"{part}.name={given}: the name is that of the file, {name}; leave it out")
+        own["name"] = given
+    return data
+
+
+def expanded(overrides: list[str]) -> list[str]:
+    """What stands in the place of a file, spelled out: a model's folder or Hub id, `package.module.Class` of a method,
+    recipe, judge or perturbation, and a variant of the study's."""
+    found = [one for override in overrides for one in _spelled(override, overrides)]
+    variants = _variants(found)
+    name = next((o.partition("=")[2] for o in found if o.startswith("method=")), None)
+    if not variants or name not in variants:
+        return found
+    one = variants[name]
+    base = one.get("method") or name
+    own = [f"++method.{key}={value}" for key, value in _flat(one.get("options") or {})]
+    spelled = [f"method={base}", *([f"++method.name={name}"] * (base != name)), *own]
+    at = found.index(f"method={name}")
+    return [*found[:at], *spelled, *found[at + 1 :]]
+
+
+def _spelled(override: str, overrides: list[str]) -> list[str]:
+    group, _, value = override.partition("=")
+    if group == "model" and value not in _files(group, overrides) and ("/" in value or Path(value).is_dir()):
+        place = Path(value).expanduser()
+        return ["model=own", f"model.path={place.absolute() if place.is_dir() else value}"]
+    if group in OUTSIDE and "." in value and "," not in value and value not in _files(group, overrides):
+        return [f"{group}={NO_FILE}", f"++{group}._target_={value}", f"++{group}.name={value}"]
+    if group == "perturb" and "." in value:
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        classes = [name for name in names if "." in name]
+        files = f"perturb=[{','.join(name for name in names if name not in classes)}]"
+        return [files, *(f"++perturb.{name.rpartition('.')[2]}._target_={name}" for name in classes)]
+    return [override]
+
+
+def _variants(overrides: list[str]) -> dict[str, Any]:
+    """Those that the chosen study's own file names."""
+    study = next((o.partition("=")[2] for o in overrides if o.startswith("study=")), None)
+    path = next(
+        (p for folder in folders(overrides) if study and (p := folder / "study" / f"{study}.yaml").is_file()), None
+    )
+    found = OmegaConf.select(OmegaConf.load(path), "study.variants") if path else None
+    return OmegaConf.to_container(found) if found else {}  # type: ignore[return-value]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", "null" if value is None else str(value)))
+    return found
+
+
+def sweep(overrides: list[str]) -> list[list[str]]:
+    """The override lists of each job of a Hydra multirun: the product of all `a,b` and `range` values."""
+    axes = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def explained(error: Exception) -> str:
+    """One line: what is wrong with an override or a file of `conf/`, and the valid choices."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value ({_first_line(error)})"
+    text = str(error)
+    group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)
+    if group:
+        more = ", a Hub id (organization/name) or a folder" * (group[1] == "model")
+        return f"{group[1]}={group[2]}: no such choice; {choices(group[2], _files(group[1]))}{more}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    key = override[1] if override else getattr(error, "full_key", None) or ""
+    if key:
+        return f"{key}: no such key; {choices(key.partition('.')[0], [*sections(), *VALUES])}"
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
+    return _first_line(cause)
+
+
+@cache
+def _listed(group: str, places: tuple[Path, ...]) -> list[str]:
+    return sorted({path.stem for folder in places for path in Path(folder, group).glob("*.yaml")})
+
+
+def _files(group: str, overrides: list[str] | None = None) -> list[str]:
+    """The names that may be chosen."""
+    return _listed(group, tuple(folders(overrides or [])))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].strip()

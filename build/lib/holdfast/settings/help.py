@@ -1,0 +1,93 @@
+"""The keys of a verb: type, range, default and one sentence each, from the classes that read them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import typing
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from holdfast.settings.compose import composed
+from holdfast.settings.options import Options, Registry, plain, sections
+
+
+def help_of(verb: str, docstring: str, module: str) -> str:
+    """The docstring, and a line for every key of the sections that the verb reads."""
+    found = importlib.import_module(module)
+    reads = found.STAGE.reads if hasattr(found, "STAGE") else getattr(found, "READS", ())
+    lines = [f"holdfast {verb}", "", docstring]
+    if reads:
+        cfg = composed([])
+        for name in reads:
+            lines += ["", *_section(name, getattr(cfg, name))]
+        lines += ["", "Also: seed, results, tracking.*, and Hydra's own: -m for a sweep, --config-dir, hydra.run.dir"]
+    return "\n".join(lines)
+
+
+def _section(name: str, value: Any) -> list[str]:
+    one = sections()[name]
+    if one.many:
+        kinds: Any = one.options.kinds.items() if isinstance(one.options, Registry) else ()
+        lines = [f"{name}=[{','.join(value)}]   files of conf/{name}; {name}.<file>.<key> sets one of its keys"]
+        for kind, options in kinds:
+            lines += [f"  kind: {kind}   {_sentence(options)}", *_fields(options, "  ", {})]
+        return lines
+    lines = [f"{name}   {_sentence(type(value))}"]
+    if isinstance(one.options, Registry):
+        lines[0] += f" {name}=<file of conf/{name}>; kinds: {', '.join(one.options.kinds)}"
+    return [*lines, *_fields(type(value), f"{name}.", plain(value))]
+
+
+def _fields(options: type[Options], prefix: str, values: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, field in options.model_fields.items():
+        if name in ("name", "kind"):
+            continue
+        inner = _options(field.annotation)
+        if inner is not None and isinstance(values.get(name), dict):
+            lines += _fields(inner, f"{prefix}{name}.", values[name])
+            continue
+        default = f" = {_short(values[name])}" if name in values else ""
+        lines.append(f"  {prefix.strip()}{name}{default}   {_kind(field)}{_about(field)}")
+    return lines
+
+
+def _options(annotation: Any) -> type[Options] | None:
+    for one in (annotation, *typing.get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, Options):
+            return one
+    return None
+
+
+def _kind(field: FieldInfo) -> str:
+    """The type in words, and its range."""
+    words = {"float": "number", "int": "whole number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    text = str(field.annotation).replace("typing.", "")
+    literal = re.search(r"Literal\[(.*?)\]", text)
+    if literal:
+        kind = "one of " + literal[1].replace("'", "")
+    else:
+        kind = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r"Annotated\[(\w+), .*?\)\]", r"\1", text))
+        kind = re.sub(r"\b(\w+)\b", lambda m: words.get(m[1], m[1].rpartition(".")[2]), kind)
+    bounds = [
+        f"{sign} {getattr(one, name):g}" for one in field.metadata for name, sign in BOUNDS if hasattr(one, name)
+    ]
+    return " ".join([kind, *bounds])
+
+
+BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+
+
+def _about(field: FieldInfo) -> str:
+    return f"; {field.description}" if field.description else ""
+
+
+def _sentence(options: type) -> str:
+    return " ".join((options.__doc__ or "").split("\n\n")[0].split())
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,120 @@
+"""What all stages share: the study, its models, and the openings of answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from pydantic import Field
+
+from holdfast.errors import UserError
+from holdfast.settings.options import Config, Count, Options, Positive, Some, section
+from holdfast.settings.paths import runs
+
+
+class Block(Options):
+    """Runs beside a study's main grid."""
+
+    models: list[str] | None = Field(default=None, description="null: those of the main grid")
+    aligns: Some[str]
+    methods: Some[str]
+    seeds: list[int] | None = Field(default=None, description="null: those of the main grid")
+    probe: bool = Field(
+        default=False, description="whether its models are probed even where no method selects layers by it"
+    )
+
+
+class Variant(Options):
+    """A method under another name, with some of its options set otherwise."""
+
+    method: str | None = Field(
+        default=None, description="the method that it starts from; null: the one of its own name"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the method, as dotted keys or nested")
+
+
+@section("study")
+class Study(Options):
+    """The grid of runs."""
+
+    name: str = Field(description="the folder of its results; that of its file unless given")
+    models: Some[str]
+    aligns: Some[str] = Field(description="recipes of alignment")
+    methods: Some[str]
+    seeds: Some[int]
+    also: dict[str, Block] = Field(default_factory=dict, description="further runs, by the name of their block")
+    variants: dict[str, Variant] = Field(default_factory=dict, description="methods of this study alone")
+    reference: str = Field(default="aligned", description="the method that all others are compared with")
+
+    def agree(self, key: str, cfg: Config) -> None:
+        """Methods are compared in pairs, seed by seed: all of one recipe need the same seeds."""
+        seeds: dict[tuple[str, str], dict[str, list[int]]] = {}
+        for model, recipe, method, seed in runs(self):
+            seeds.setdefault((model, recipe), {}).setdefault(method, []).append(seed)
+        for (model, recipe), found in seeds.items():
+            one, *others = sorted(found, key=lambda method: len(found[method]))
+            for other in others:
+                if sorted(found[other]) != sorted(found[one]):
+                    raise UserError(
+                        f"study.also: {model}/{recipe} has seeds {found[one]} for {one} and {found[other]} for "
+                        f"{other}; give all its methods the same"
+                    )
+
+
+class Shape(Options):
+    """A Llama that is built and pretrained in the run."""
+
+    hidden_size: Annotated[int, Ge(8)]
+    intermediate_size: Annotated[int, Ge(8)]
+    layers: Count
+    heads: Count
+    max_positions: Annotated[int, Ge(16)]
+    initializer_range: Positive
+
+
+@section("model")
+class Model(Options):
+    """The model to align, or one that comes aligned."""
+
+    name: str = Field(description="that of its file")
+    path: str | None = Field(default=None, description="Hub id or folder; null: built and pretrained in the run")
+    revision: str | None = None
+    origin: str | None = Field(
+        default=None, description="of a model that comes aligned, what it was before: Hub id or folder"
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(description="auto: what the file holds")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    device_map: str | None = Field(default=None, description="over several GPUs: auto, balanced; null: one device")
+    chat_template: str | None = Field(
+        default=None, description="a file below conf/, or Jinja; for a tokenizer that has none of its own"
+    )
+    shape: Shape | None = None
+    architecture: dict[str, Any] = Field(
+        default_factory=dict, description="of a Hub model, as in its config.json: what a plan counts by"
+    )
+
+
+class Openings(Options):
+    """How answers begin that refuse, and that comply."""
+
+    refusal: Some[str]
+    compliance: Some[str]
+
+
+@section("openings")
+class OpeningSets(Options):
+    """`loss` openings are what alignment and refinement train on, `score` openings what margins are scored with: no
+    loss after pretraining sees those. A base model built in the run has read both."""
+
+    loss: Openings
+    score: Openings
+
+    def agree(self, key: str, cfg: Config) -> None:
+        taught, scored = ({*one.refusal, *one.compliance} for one in (self.loss, self.score))
+        if taught & scored:
+            raise UserError(
+                "openings: an opening is in both loss and score; a margin must not be scored on what it was taught"
+            )
+
+
+VALUES: dict[str, Any] = {"seed": Annotated[int, Ge(0)], "results": str}  # beside the sections

@@ -1,0 +1,19 @@
+rule align:
+    input:
+        flow.layout.data / "metrics.json",
+        lambda w: flow.base(w.model),
+        flow.code("align"),
+    output:
+        metrics=flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
+    log:
+        flow.layout.align("{model}", "{recipe}", "{seed}") / "log.txt",
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("align", model=w.model, align=w.recipe),
+    message:
+        "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
+    shell:
+        "eval python -m holdfast.runtime.warm align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "seed={wildcards.seed} "
+        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

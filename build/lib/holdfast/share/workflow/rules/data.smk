@@ -1,0 +1,14 @@
+rule data:
+    input:
+        flow.code("data"),
+    output:
+        prompts=f"{flow.layout.data}/prompts.parquet",
+        metrics=f"{flow.layout.data}/metrics.json",
+    log:
+        f"{flow.layout.data}/log.txt",
+    params:
+        settings=flow.settings("data"),
+    message:
+        "data {flow.study.name}"
+    shell:
+        "eval python -m holdfast data $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

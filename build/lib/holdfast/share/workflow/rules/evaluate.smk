@@ -1,0 +1,18 @@
+rule evaluate:
+    input:
+        lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
+        flow.code("evaluate"),
+    output:
+        records=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "records.parquet",
+        metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
+    log:
+        flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("evaluate", model=w.model, method=w.method),
+    message:
+        "evaluate {wildcards.model} by {wildcards.recipe} after {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        "eval python -m holdfast.runtime.warm evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,18 @@
+rule pretrain:
+    input:
+        flow.layout.data / "metrics.json",
+        flow.code("pretrain"),
+    output:
+        metrics=flow.layout.pretrain("{model}") / "metrics.json",
+    log:
+        flow.layout.pretrain("{model}") / "log.txt",
+    threads: flow.cfg.pretrain.threads
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("pretrain", model=w.model),
+    message:
+        "pretrain {wildcards.model}"
+    shell:
+        "eval python -m holdfast pretrain $HOLDFAST_OVERRIDES model={wildcards.model} "
+        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

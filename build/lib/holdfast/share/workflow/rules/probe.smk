@@ -1,0 +1,21 @@
+rule probe:
+    input:
+        flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
+        flow.code("probe"),
+    output:
+        rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",
+        online=flow.layout.probe("{model}", "{recipe}", "{seed}") / "online.parquet",
+        outcomes=flow.layout.probe("{model}", "{recipe}", "{seed}") / "outcomes.parquet",
+        metrics=flow.layout.probe("{model}", "{recipe}", "{seed}") / "metrics.json",
+    log:
+        flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("probe", model=w.model, align=w.recipe),
+    message:
+        "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
+    shell:
+        "eval python -m holdfast.runtime.warm probe $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "seed={wildcards.seed} "
+        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,18 @@
+rule refine:
+    input:
+        flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
+        lambda w: flow.needed(w.model, w.recipe, w.method, w.seed),
+        flow.code("refine"),
+    output:
+        metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
+    log:
+        flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
+    resources:
+        gpu=flow.gpu,
+    params:
+        settings=lambda w: flow.settings("refine", model=w.model, method=w.method),
+    message:
+        "refine {wildcards.model} by {wildcards.recipe} with {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        "eval python -m holdfast.runtime.warm refine $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,22 @@
+for product in flow.products:
+
+    rule:
+        name:
+            f"tables_{product}"
+        input:
+            flow.measured(product),
+            flow.code("tables"),
+        output:
+            [report(path, **shown) if (shown := flow.report(path)) else path for path in flow.files(product)],
+            metrics=flow.layout.root / "tables" / product / "metrics.json",
+        log:
+            flow.layout.root / "tables" / product / "log.txt",
+        params:
+            settings=flow.reported(product),
+            make=flow.asked[product],
+            places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures} tables.estimates={flow.estimates}",
+        message:
+            "tables {flow.study.name}: {params.make}"
+        shell:
+            "eval python -m holdfast.runtime.warm tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
+            "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"

@@ -1,0 +1,54 @@
+"""Teach the base model to refuse, by one of the recipes; a model that comes aligned is taken as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.models import load as models
+from holdfast.recipes import Trained
+from holdfast.runtime.memory import Parts
+from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Config
+from holdfast.settings.paths import Layout
+
+
+def run(run: Run) -> None:
+    if not run.cfg.align.trains:
+        return given(run)
+    from holdfast.datasets.tokens import check_template
+
+    recipe, rows = run.cfg.align, models.prompts_of(run.layout, "train")
+    # Equal parts: a batch is drawn from as many harmful as benign rows.
+    rows = rows.groupby("label").sample(rows["label"].value_counts().min(), random_state=run.seed)
+
+    def aligned(*parts: range) -> tuple[Any, Any, Trained]:
+        model, tokenizer = models.load(models.base_of(run.cfg.model, run.layout), run.cfg.model)
+        check_template(tokenizer)
+        return model, tokenizer, recipe.align(run, model, tokenizer, rows, parts)
+
+    # Where a batch does not fit, training begins anew, its gradient added up over parts.
+    model, tokenizer, (losses, forwards, sequences) = Parts("align.batch_size").whole(
+        [range(recipe.batch_size)], aligned
+    )
+    models.save(model, tokenizer, run.out)
+    metrics = {"loss": losses, "forwards": forwards, "sequences": sequences}
+    run.finish(metrics, f"loss {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+def given(run: Run) -> None:
+    """The model comes aligned: what follows finds it where an alignment would have left it."""
+    folder, link = models.fetched(models.base_of(run.cfg.model, run.layout), run.cfg.model.revision), run.out / "model"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+    run.finish({"loss": [], "forwards": 0, "sequences": 0}, f"{folder} is taken as it is")
+
+
+def inputs(cfg: Config) -> models.Inputs:
+    needed = models.data_inputs(cfg)
+    if cfg.model.path is None:
+        needed[Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json"] = "pretrain"
+    return needed
+
+
+STAGE = Stage("align", run, ("model", "align", "openings"), ("model", "align", "seed"), inputs)
+main = STAGE.main

@@ -1,0 +1,122 @@
+"""Refine one aligned model by one method, at the common budget."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import UserError
+from holdfast.methods.method import LOSSES, Select
+from holdfast.models import load as models
+from holdfast.runtime.memory import peak_memory
+from holdfast.runtime.run import Run, Stage
+from holdfast.settings.options import Config
+from holdfast.settings.paths import Layout
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refined model, what it took, and how it was chosen; `stability`: the share of redraws of the probe's examples
+    and draws that choose the same layers, None where no probe chooses."""
+
+    model: Any
+    tokenizer: Any
+    layers: list[str]
+    stability: float | None
+    losses: list[float]
+    forwards: int
+    sequences: int
+    timing: dict[str, float]
+
+
+def run(run: Run) -> None:
+    done = refined(run)
+    models.save(done.model, done.tokenizer, run.out)
+    keys = ("layers", "stability", "losses", "forwards", "sequences")
+    metrics = {key.replace("losses", "loss"): getattr(done, key) for key in keys}
+    on = ", ".join(done.layers)
+    if done.stability is not None:
+        on += f" (chosen again in {done.stability:.0%} of the probe's redraws)"
+    moved = f"loss {done.losses[0]:.3f} to {done.losses[-1]:.3f}" if done.losses else "no loss asked"
+    run.finish(metrics, f"{moved} on {on}", done.timing)
+
+
+def refined(run: Run) -> Refined:
+    """Load the aligned model and apply the method to it."""
+    from holdfast.methods.batches import Batches
+    from holdfast.methods.task import Task
+
+    settings, method, loss = run.cfg.refine, run.cfg.method, LOSSES[run.cfg.refine.loss]
+    if not method.refines:
+        raise UserError(f"method={method.name} leaves the aligned model as it is; there is nothing to refine")
+    model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
+    rows = models.prompts_of(run.layout, "train")
+    batches = Batches(rows, tokenizer, run.cfg.openings.loss, loss, model.device, settings.beta)
+    layers, stability = selected_layers(model, method.select, run)
+    budget, data = method.budget(settings), hashlib.sha256(rows.to_csv().encode()).hexdigest()
+    task = Task(
+        model,
+        loss,
+        batches,
+        layers,
+        budget,
+        settings.batch_size,
+        run.seed,
+        {"loss": settings.loss, "batch_size": settings.batch_size, "budget": budget, "data": data},
+        lambda: models.load(models.origin_of(run.cfg.model, run.names.recipe, run.layout), run.cfg.model)[0],
+        run.out / "trajectory.jsonl",
+        method.of and run.layout.refine(*run.names[:2], method.of, run.seed) / "trajectory.jsonl",
+        run.progress,
+        run.tracker.log,
+    )
+    started = time.perf_counter()
+    with peak_memory() as peak:
+        reference = batches.refer(model, settings.batch_size) if loss is LOSSES["dpo"] else 0
+        outcome = method.refine(task)
+    forwards = outcome.forwards + reference
+    timing = {"method_seconds": time.perf_counter() - started, "method_peak_mib": peak.mib}
+    sequences = forwards * settings.batch_size * batches.sequences
+    return Refined(model, tokenizer, layers, stability, outcome.losses, forwards, sequences, timing)
+
+
+def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], float | None]:
+    """The groups that the rule names, and how stable that choice is; a random choice is the seed's own."""
+    import random
+
+    import pandas as pd
+
+    from holdfast.probing.selection import ranked, stability
+    from holdfast.zo import weight_groups
+    from holdfast.zo.layers import decoder_layers
+
+    groups = weight_groups(model)
+    layers = decoder_layers(groups)
+    if select.rule in ("all", "everything"):
+        return list(groups) if select.rule == "everything" else layers, None
+    if select.k > len(layers):
+        raise UserError(f"method.select.k={select.k}: the model has {len(layers)} decoder layers")
+    if select.rule == "random_k":
+        return sorted(random.Random(run.seed).sample(layers, select.k), key=layers.index), None
+    folder = run.layout.probe(*run.names[:2], run.seed)
+    found = pd.read_parquet(folder / ("online.parquet" if select.by == "online" else "sensitivity.parquet"))
+    if found.empty:
+        raise UserError(f"method.select.by={select.by}: {folder} holds none; set probe.online.steps above 0")
+    most = select.rule == "top_k"
+    chosen = ranked(found, layers, most)[: select.k]
+    return sorted(chosen, key=layers.index), stability(found, layers, select.k, most)
+
+
+def inputs(cfg: Config) -> models.Inputs:
+    needed = models.aligned_inputs(cfg)
+    layout, names = Layout.of(cfg), (cfg.model.name, cfg.align.name)
+    if cfg.method.select.probed:
+        needed[layout.probe(*names, cfg.seed) / "metrics.json"] = "probe"
+    if cfg.method.of:
+        needed[layout.refine(*names, cfg.method.of, cfg.seed) / "metrics.json"] = "refine"
+    return needed
+
+
+STAGE = Stage("refine", run, ("model", "method", "refine", "openings"), ("model", "align", "method", "seed"), inputs)
+main = STAGE.main

@@ -1,0 +1,144 @@
+"""What the Snakefile asks Hydra: the grid of a study, the settings that a stage depends on, and the paths."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from holdfast.reporting.options import PRODUCTS
+from holdfast.reporting.products import ESTIMATES, Files, Product
+from holdfast.reporting.records import Evidence
+from holdfast.settings.compose import composed
+from holdfast.settings.options import Config
+from holdfast.settings.paths import Layout, runs
+from holdfast.stages import align, data, evaluate, pretrain, probe, refine, tables
+
+STAGES = {one.STAGE.name: one.STAGE for one in (data, pretrain, align, probe, refine, evaluate, tables)}
+
+
+class Workflow:
+    """One study, as composed from `--config study=<name> set="<overrides>"`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        # A stage runs with the Python that runs Snakemake, whether or not its environment is activated.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.overrides = [f"study={config.get('study', 'tiny')}", *shlex.split(config.get("set", ""))]
+        # By way of the environment: as `params` the string would re-run every stage whenever it changes.
+        os.environ["HOLDFAST_OVERRIDES"] = shlex.join(self.overrides)
+        self.cfg = self._composed()
+        self.study = self.cfg.study
+        self.layout = Layout.of(self.cfg)
+
+    @property
+    def composed(self) -> str:
+        """The whole configuration, as the report shows it."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.cfg.as_dict()))
+
+    @property
+    def gpu(self) -> int:
+        """How many of the pool's GPUs a job takes: none on a machine without one, where jobs share the cores."""
+        return int(shutil.which("nvidia-smi") is not None)
+
+    def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
+        """The composed values that a stage reads with these `model`, `align` and `method`: its rule's `params`, so
+        that a changed value re-runs it."""
+        return self._composed(**chosen).only(STAGES[stage].reads).as_dict()
+
+    def code(self, stage: str) -> str:
+        """The stage's own module, whose change re-runs it."""
+        return str(sys.modules[STAGES[stage].run.__module__].__file__)
+
+    def pretrained(self, model: str) -> bool:
+        """Whether the model is made in the run."""
+        return self._composed(model=model).model.path is None
+
+    def base(self, model: str) -> list[Path]:
+        """What alignment needs beside the data: the model that the run itself pretrains, if it does."""
+        return [self.layout.pretrain(model) / "metrics.json"] * self.pretrained(model)
+
+    def needed(self, model: str, recipe: str, method: str, seed: int | str) -> list[Path]:
+        """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
+        refinement that it repeats, if it is that kind of control."""
+        chosen = self._composed(model=model, method=method).method
+        probe = [self.layout.probe(model, recipe, seed) / "metrics.json"] * chosen.select.probed
+        source = [self.layout.refine(model, recipe, chosen.of, seed) / "metrics.json"] if chosen.of else []
+        return probe + source
+
+    def checkpoint_folder(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        """The run folder whose model is evaluated as `method`."""
+        refines = self._composed(model=model, method=method).method.refines
+        return self.layout.checkpoint(model, recipe, method, refines, seed)
+
+    @property
+    def estimates(self) -> Path:
+        """The folder of what all tables share."""
+        return self.layout.root / "tables" / "estimates"
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """What the tables stage makes, a job for each."""
+        return {product.name: product for product in map(PRODUCTS.__getitem__, self.asked.values())}
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Of the products that the study has, each one's name, and how it is asked for."""
+        found = {asked: PRODUCTS[asked] for asked in ("estimates", *self.cfg.tables.make)}
+        return {product.name: asked for asked, product in found.items() if product.wanted(self.cfg)}
+
+    def measured(self, product: str) -> list[Path]:
+        """What a product of the tables stage is computed from."""
+        if product == "estimates":
+            return self.layout.records(self.study)
+        evidence, parts = Evidence.of(self.layout, self.cfg), self.products[product].parts
+        # A stage's times lie beside its metrics, and no rule promises them.
+        found = [path for part in parts if part != "timing" for path in evidence.files(part)]
+        for run in runs(self.study) if "costs" in parts else ():
+            found += [self.checkpoint_folder(*run) / "metrics.json", *self.needed(*run)]
+        return [self.estimates / name for name in ESTIMATES] + list(dict.fromkeys(found))
+
+    def reported(self, product: str) -> dict[str, Any]:
+        """The composed values that a product reads: of the rules of the claims the estimates need none."""
+        unread = ("claims", "probe") if product == "estimates" else ()
+        values = self.settings("tables")
+        values["tables"] = {**values["tables"], "make": [self.asked[product]]}  # more products re-run none that are there
+        return {part: found for part, found in values.items() if part not in unread}
+
+    def files(self, product: str) -> list[Path]:
+        """What a product is on disk."""
+        made = self.products[product]
+        folder = self.layout.figures if product == "figures" else self.layout.tables
+        return [(self.estimates if isinstance(made, Files) else folder) / name for name in made.files(self.cfg)]
+
+    def report(self, path: Path) -> dict[str, Any]:
+        """How a file of the tables stage appears in the report: nothing of one that does not."""
+        if path.suffix not in (".html", ".png"):
+            return {}
+        table = path.suffix == ".html"
+        title = self.products[path.stem].title if table else path.stem.replace("_", " ")
+        caption = f"../report/{'table' if table else path.stem}.rst"
+        return {"caption": caption, "category": "Tables" if table else "Figures", "labels": {"name": title}}
+
+    def targets(self) -> list[Path]:
+        """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its
+        metrics, and a table that is older than the failure can no longer pass for current."""
+        layout = self.layout
+        made = [layout.data, *(layout.root / "tables" / name for name in self.products)]
+        made += layout.probes(self.study)
+        for model, recipe, method, seed in runs(self.study):
+            made += [layout.pretrain(model)] * self.pretrained(model)
+            made.append(layout.align(model, recipe, seed))
+            made.append(self.checkpoint_folder(model, recipe, method, seed))
+            made.append(layout.evaluate(model, recipe, method, seed))
+        files = [path for product in self.products for path in self.files(product)]
+        return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
+
+    @cache  # noqa: B019 - one instance lives as long as the workflow
+    def _composed(self, **chosen: str) -> Config:
+        return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])

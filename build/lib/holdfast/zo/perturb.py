@@ -1,0 +1,181 @@
+"""Exact perturbation: forward weights are written from float32 masters, never added to and subtracted from."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.zo.kernels import add_noise
+from holdfast.zo.layers import layer_of
+from holdfast.zo.noise import NOISES, SUBSET, Stream, Target, words
+
+
+class PerturbationError(ValueError):
+    """Weights that noise cannot move; the message is one line."""
+
+
+class Perturbed(ABC):
+    """Some tensors, their frozen scales s = rms(W), and the names of the noise s∘z that moves them. With `subset`
+    below 1 each query perturbs and moves some groups only (see `subsets`).
+
+    A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers,
+    order or shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends
+    on the number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a whole: of
+    scale zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, nn.Parameter],
+        *,
+        seed: int,
+        noise: str = "rademacher",
+        scales: Mapping[str, float] | None = None,
+        subset: float = 1.0,
+    ) -> None:
+        if noise not in NOISES:
+            raise ValueError(f"noise={noise}: choose one of {', '.join(NOISES)}")
+        if not 0 < subset <= 1:
+            raise ValueError(f"subset={subset}: give a share of the groups, above 0 and at most 1")
+        self.tensors = dict(tensors)
+        if not self.tensors:
+            raise ValueError("no tensors are given; name at least one layer with weights that can be trained")
+        self.names = {name: zlib.crc32(name.encode()) for name in self.tensors}
+        if len(set(self.names.values())) < len(self.names):
+            raise ValueError("two tensor names have one hash; rename one of them")
+        self.seed, self.noise, self.subset = seed, noise, subset
+        self.groups = {name: layer_of(name) or name for name in self.tensors}
+        for name, parameter in self.tensors.items():
+            _check(name, parameter)
+        self.scales = _scales(self.tensors) if scales is None else dict(scales)
+        for name in self.tensors:
+            if not 0 < self.scales[name] < math.inf:
+                what = "all its weights are zero" if self.scales[name] == 0 else "it holds a NaN or an infinity"
+                raise PerturbationError(f"{name}: {what}; noise relative to its rms cannot move it")
+
+    def subsets(self, queries: Sequence[int], *, step: int) -> list[list[str]]:
+        """The groups that each query perturbs: decoder layers (`layer.3`), other tensors by their own names.
+
+        Each is in with probability `subset`, by a word of (seed, step, query, group); if none is, the one of the
+        lowest word.
+        """
+        groups = list(dict.fromkeys(self.groups.values()))
+        if self.subset == 1:
+            return [groups for _ in queries]
+        places = [zlib.crc32(group.encode()) for group in groups]
+        found = words(SUBSET, Stream(self.noise, self.seed, step), tensors=places, queries=queries)
+        inside = (found < round(self.subset * 2**32)) | (found == found.amin(1, keepdim=True))
+        return [[g for g, one in zip(groups, row, strict=True) if one] for row in inside.tolist()]
+
+    @abstractmethod
+    def write(self, radius: float, *, step: int, query: int) -> None:
+        """Displace the forward weights by what this query probes, times `radius`."""
+
+    @abstractmethod
+    def move(self, coefficients: Sequence[float], *, step: int) -> None:
+        """Move for good by Σ_i coefficient_i times what query i probes, and write the forward weights."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Write the forward weights as they are without displacement, bitwise."""
+
+    @abstractmethod
+    def drift(self) -> int:
+        """How many forward weights differ from what `restore` writes."""
+
+    def header(self) -> dict[str, Any]:
+        """What a log has to say for a move to be repeated: JSON values, numbers as hexadecimal floats."""
+        return {
+            "seed": self.seed,
+            "noise": self.noise,
+            "subset": float(self.subset).hex(),
+            "tensors": {
+                k: {"dtype": str(p.dtype).removeprefix("torch."), "scale": float(self.scales[k]).hex()}
+                for k, p in self.tensors.items()
+            },
+        }
+
+
+class Masters(Perturbed):
+    """Float32 masters, 4 bytes a weight, which noise displaces and moves."""
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter], **options: Any) -> None:
+        super().__init__(tensors, **options)
+        self.values = {
+            k: p.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            for k, p in tensors.items()
+        }
+
+    def write(self, radius: float, *, step: int, query: int) -> None:
+        """Forward weights := round(master + radius · s∘z), with z = 0 in groups outside the query's subset."""
+        self._add([radius], [query], step, keep=False)
+
+    def move(self, coefficients: Sequence[float], *, step: int) -> None:
+        """Masters += Σ_i coefficient_i · s∘z_i over the queries in order; forward weights := round(master)."""
+        self._add(coefficients, range(len(coefficients)), step, keep=True)
+
+    @torch.no_grad()
+    def _add(self, coefficients: Sequence[float], queries: Sequence[int], step: int, keep: bool) -> None:
+        asked = list(zip(coefficients, self.subsets(queries, step=step), strict=True))
+        targets = []
+        for name, parameter in self.tensors.items():
+            scale, group = self.scales[name], self.groups[name]
+            mine = [float32(c * scale) if group in inside else 0.0 for c, inside in asked]
+            targets.append(Target(self.values[name], parameter, self.names[name], mine))
+        add_noise(targets, queries, Stream(self.noise, self.seed, step), keep=keep)
+
+    def restore(self) -> None:
+        """Forward weights := round(master), bitwise what they were before any `write`."""
+        self._add([], [], 0, keep=False)
+
+    @torch.no_grad()
+    def drift(self) -> int:
+        """How many forward weights differ from round(master)."""
+        return sum(wrong(self.values[name], p) for name, p in self.tensors.items())
+
+    def header(self) -> dict[str, Any]:
+        return super().header() | {"kind": "weights"}
+
+
+def _check(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise PerturbationError(f"{name}: has no values here (device meta); load the model whole, without offloading")
+    # Where its module was never imported, no tensor is of that kind; the import alone takes a second.
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding and isinstance(parameter.data, sharding.DTensor):
+        raise PerturbationError(f"{name}: is a shard (DTensor, as of FSDP); every rank needs the whole tensor")
+
+
+@torch.no_grad()
+def _scales(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """rms of each tensor, float32; the host waits once a device."""
+    found: dict[str, float] = {}
+    for device in dict.fromkeys(p.device for p in tensors.values()):
+        names = [name for name, p in tensors.items() if p.device == device]
+        rms = [tensors[name].detach().float().square().mean().sqrt() for name in names]
+        found.update(zip(names, torch.stack(rms).tolist(), strict=True))
+    return {name: found[name] for name in tensors}
+
+
+def wrong(value: Tensor, parameter: Tensor) -> int:
+    """How many elements of a parameter differ from the rounded value."""
+    return int((value.to(parameter.dtype) != parameter).sum())
+
+
+def float32(value: float) -> float:
+    """Rounded here, once, so that no backend rounds a coefficient in its own way."""
+    return ctypes.c_float(value).value
+
+
+def total(losses: Tensor) -> Tensor:
+    """[sum, count] of per-example losses in float64, shape (2,), on their device."""
+    flat = losses.detach().reshape(-1).double()
+    return torch.stack([flat.sum(), torch.full_like(flat[0], flat.numel())])

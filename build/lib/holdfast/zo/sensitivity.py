@@ -1,0 +1,92 @@
+"""Layer-wise robustness sensitivity from forward passes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.zo.perturb import Masters
+from holdfast.zo.prefix import LayerStates
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Per-example losses of one group, float32 on the CPU: clean (n,), up and down (draws, n)."""
+
+    clean: Tensor
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rise(self) -> Tensor:
+        """½(L₊ + L₋) − L₀, (draws, n): its mean is S(σ); the first-order term cancels exactly."""
+        return (self.up + self.down) / 2 - self.clean
+
+    @property
+    def one_sided(self) -> Tensor:
+        """L₊ − L₀, (draws, n): the same mean to second order, and the first-order term in its variance."""
+        return self.up - self.clean
+
+
+@torch.inference_mode()
+def sensitivity(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[Any],
+    groups: dict[str, dict[str, nn.Parameter]],
+    *,
+    sigma: float,
+    draws: int,
+    seed: int,
+    progress: Callable[[list[tuple[int, str]]], Iterable[tuple[int, str]]] = iter,
+) -> dict[str, Sides]:
+    """L(θ), L(θ + σ s∘z) and L(θ − σ s∘z) of every example, z non-zero in one group of `weight_groups(model)`.
+
+    `loss_fn(model, batch)` gives per-example losses, (n_batch,); the model is in eval mode. All batches and groups
+    share the seeds of the draws; `progress` goes over (batch, group). Layers below a group run once a batch, and
+    their states are kept for that batch alone: of L decoder layers and a head of share h of the time F of a
+    forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises `FloatingPointError`
+    on a loss that is not finite.
+    """
+    states = LayerStates(model)
+    clean: list[Tensor] = []
+    pairs: dict[str, list[Tensor]] = {group: [] for group in groups}
+    for place, group in progress([(place, group) for place in range(len(batches)) for group in groups]):
+        losses = partial(_losses, model, loss_fn, batches[place])
+        if place == len(clean):
+            clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
+        handed = partial(states.run, states.depth(group, groups[group]), losses)
+        pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, draws, group))
+    return {group: Sides(torch.cat(clean), *torch.cat(found, dim=2)) for group, found in pairs.items()}
+
+
+def _losses(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
+    return loss_fn(model, batch).float()
+
+
+def _pairs(losses: Callable[[], Tensor], masters: Masters, sigma: float, draws: int, group: str) -> Tensor:
+    """(2, draws, n_batch): L₊ and L₋."""
+    found, places = [], []
+    try:
+        for sign in (+1, -1):
+            for draw in range(draws):
+                masters.write(sign * sigma, step=draw, query=0)
+                found.append(losses())
+                places.append(f"with noise of {sigma} in {group}, draw {draw}")
+    finally:
+        masters.restore()
+    return _finite(torch.stack(found), places).unflatten(0, (2, draws))
+
+
+def _finite(losses: Tensor, places: list[str]) -> Tensor:
+    """(evaluations, n) losses on the CPU, where they are checked: the host waits for all of them once."""
+    losses = losses.cpu()
+    for row, place in zip(losses, places, strict=True):
+        if not row.isfinite().all():
+            raise FloatingPointError(f"the loss is not finite {place}")
+    return losses
