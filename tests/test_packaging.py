@@ -34,7 +34,10 @@ def test_lower_bounds_are_of_versions_that_ran():
     """Here, as pinned, or on a card, as recorded."""
     records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/gpu").glob("*.json")]
     extras = PROJECT["optional-dependencies"]
-    for bound in [*PROJECT["dependencies"], *(bound for extra in ("study", "gpu", "torchao", "eval") for bound in extras[extra])]:
+    for bound in [
+        *PROJECT["dependencies"],
+        *(bound for extra in ("study", "gpu", "torchao", "eval") for bound in extras[extra]),
+    ]:
         name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)", bound).groups()
         ran = [next(pin for known, pin in PINS.items() if normal(known) == normal(name))]
         ran += [record[key] for record in records for key in record if key.lower() == name]

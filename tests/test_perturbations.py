@@ -303,7 +303,7 @@ def test_levels_and_options_are_checked():
         "perturb.rtn.levels=[1]": "bits",
         "perturb.rtn.levels=[2.5]": "whole",
         "perturb.magnitude.levels=[1.5]": "share of the weights",
-        "perturb.rtn.mode=relative": "this kind does not read it; its options: levels",
+        "perturb.rtn.mode=relative": "kind=rtn does not read it; its options: levels",
         "perturb.rtn.group_size=null": "perturb.rtn.group_size: no value is given",
         "perturb.weight_noise.mode=relativ": "choose one of relative",
     }.items():

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from holdfast.reporting.figures import steps_figure, style
 from holdfast.perturbations import PERTURBATIONS
+from holdfast.reporting.figures import steps_figure, style
 from holdfast.reporting.judges import judges
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.quantization import quantization

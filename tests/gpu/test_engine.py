@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from holdfast.zo import SubspaceRefiner, ZeroOrderRefiner, alignment_directions, replay, sensitivity, weight_groups
+from holdfast.zo import ZeroOrderRefiner, alignment_directions, replay, sensitivity, weight_groups
 from holdfast.zo import noise as reference
 from holdfast.zo.kernels import add_noise
 from holdfast.zo.layers import decoder_layers
@@ -91,7 +91,7 @@ def test_a_trajectory_in_the_subspace_does_too(llama, token_losses, token_batche
     names = [name for name, p in model.named_parameters() if p.dim() > 1 and ".layers." in name]
     options = {"mu": 0.1, "lr": 0.2, "sigma": 0.1, "seed": 1, "trajectory": tmp_path / "log"}
     directions = alignment_directions(model, origin.to(made), names)
-    refiner = SubspaceRefiner(model, token_losses, directions=directions, **options)
+    refiner = ZeroOrderRefiner(model, token_losses, directions=directions, **options)
     for batch in token_batches(4):
         refiner.step(batch.to(made))
     assert refiner.drift() == 0
@@ -227,5 +227,7 @@ def test_masters_of_the_cpu_and_of_the_card_have_the_same_noise(llama):
     masters = Masters({name: weight}, seed=1, scales={name: 1.0})
     before = weight.detach().clone()
     masters.write(2.0**10, step=1, query=0)
-    z = reference.noise(weight.numel(), Stream("rademacher", 1, 1), tensor=masters.names[name], query=0, device="cpu")
+    z = reference.noise(
+        weight.numel(), Stream("rademacher", 1, 1), tensor=masters.draws.names[name], query=0, device="cpu"
+    )
     assert torch.equal((weight - before).sign().cpu().flatten(), z)

@@ -7,7 +7,7 @@ import copy
 import pytest
 from test_trajectory import refined, same
 
-from holdfast.zo import SubspaceRefiner, TrajectoryError, alignment_directions, replay, sign_shuffled
+from holdfast.zo import TrajectoryError, ZeroOrderRefiner, alignment_directions, replay, sign_shuffled
 from holdfast.zo.trajectory import Trajectory
 
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_shuffled(source, llama, token_losses, token_batches, tmp
         sign_shuffled(copy.deepcopy(base), tmp_path / "early", seed=1, trajectory=tmp_path / "a")
     directions = alignment_directions(base, llama, ["lm_head.weight"])
     options = {"mu": 0.1, "lr": 0.1, "sigma": 0.0, "trajectory": tmp_path / "subspace"}
-    refiner = SubspaceRefiner(copy.deepcopy(base), token_losses, directions=directions, **options)
+    refiner = ZeroOrderRefiner(copy.deepcopy(base), token_losses, directions=directions, **options)
     refiner.step(token_batches(1)[0])
     refiner.finish()
     with pytest.raises(TrajectoryError, match="within a subspace"):

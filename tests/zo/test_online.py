@@ -41,7 +41,7 @@ def observed(model, *, steps, **options):
     """(rises, masks) of a refinement of all layers, and what each layer's rise is in theory."""
     layers = [f"layer.{k}" for k in range(len(CURVATURES))]
     refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), layers=layers, mu=0.3, clean=True, **options)
-    scales = list(refiner.masters.scales.values())
+    scales = list(refiner.masters.draws.scales.values())
     reports = [refiner.step(None) for _ in range(steps)]
     rises = torch.tensor([rise for r in reports for rise in r.rises])
     masks = torch.tensor([[layer in mask for layer in layers] for r in reports for mask in r.masks])
@@ -75,7 +75,7 @@ def test_reports_without_clean_and_subset():
 def test_subsets_have_their_share_and_are_never_empty(llama):
     named = {k: p for group in weight_groups(llama).values() for k, p in group.items()}
     masters = Masters(named, seed=1, subset=0.3)
-    found = [mask for step in range(200) for mask in masters.subsets(range(4), step=step)]
+    found = [mask for step in range(200) for mask in masters.draws.subsets(range(4), step=step)]
     groups = {"model.embed_tokens.weight", "layer.0", "layer.1", "lm_head.weight"}
     empty = 0.7 ** len(groups)  # of these, one group is put in
     for group in groups:
@@ -83,9 +83,11 @@ def test_subsets_have_their_share_and_are_never_empty(llama):
         assert abs(share - (0.3 + empty / len(groups))) < 6 * 0.5 / len(found) ** 0.5
     assert min(map(len, found)) == 1
     assert max(map(len, found)) > 1
-    again = Masters(dict(reversed(named.items())), seed=1, subset=0.3).subsets([3], step=7)
-    assert set(again[0]) == set(masters.subsets([3], step=7)[0])
-    assert found != [m for step in range(200) for m in Masters(named, seed=2, subset=0.3).subsets(range(4), step=step)]
+    again = Masters(dict(reversed(named.items())), seed=1, subset=0.3).draws.subsets([3], step=7)
+    assert set(again[0]) == set(masters.draws.subsets([3], step=7)[0])
+    assert found != [
+        m for step in range(200) for m in Masters(named, seed=2, subset=0.3).draws.subsets(range(4), step=step)
+    ]
 
 
 def test_tensors_outside_are_their_masters_and_do_not_move(llama):
@@ -93,13 +95,13 @@ def test_tensors_outside_are_their_masters_and_do_not_move(llama):
     before = {k: p.clone() for k, p in named.items()}
     masters = Masters(named, seed=1, subset=0.5)
     for step in range(6):
-        (inside,) = masters.subsets([0], step=step)
+        (inside,) = masters.draws.subsets([0], step=step)
         masters.write(0.1, step=step, query=0)
-        assert {masters.groups[k] for k, p in named.items() if not torch.equal(p, before[k])} == set(inside)
+        assert {masters.draws.groups[k] for k, p in named.items() if not torch.equal(p, before[k])} == set(inside)
     masters.restore()
-    (inside,) = masters.subsets([0], step=3)
+    (inside,) = masters.draws.subsets([0], step=3)
     masters.move([0.1], step=3)
-    assert {masters.groups[k] for k, p in named.items() if not torch.equal(p, before[k])} == set(inside)
+    assert {masters.draws.groups[k] for k, p in named.items() if not torch.equal(p, before[k])} == set(inside)
 
 
 @pytest.mark.parametrize("subset", [0.0, -1.0, 1.5])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from holdfast.zo import PerturbationError, ZeroOrderRefiner, weight_groups
+from holdfast.zo import Cosine, PerturbationError, ZeroOrderRefiner, weight_groups
 from holdfast.zo.directions import Span
 from holdfast.zo.noise import NOISES, Stream, noise
 from holdfast.zo.perturb import Masters
@@ -63,13 +63,13 @@ def test_estimate_is_unbiased_on_a_quadratic(kind):
     model = Quadratic()
     weight = model.model.layers[0].weight
     masters = Masters({"w": weight}, seed=0, noise=kind)
-    scale, gradient, total, draws = masters.scales["w"], model.h * weight[0].detach(), 0, 4000
+    scale, gradient, total, draws = masters.draws.scales["w"], model.h * weight[0].detach(), 0, 4000
     for draw in range(draws):
         sides = []
         for sign in (+1, -1):
             masters.write(sign * 0.1, step=draw, query=0)
             sides.append(model.loss().item())
-        z = noise(64, Stream(kind, 0, draw), tensor=masters.names["w"], query=0, device=CPU)
+        z = noise(64, Stream(kind, 0, draw), tensor=masters.draws.names["w"], query=0, device=CPU)
         total = total + (sides[0] - sides[1]) / 0.2 * z
     masters.restore()
     estimate = total / draws / scale
@@ -95,7 +95,7 @@ def test_the_update_moves_along_the_perturbation(normalize, queries, kind, dtype
     before = refiner.masters.values[name].clone()
     report = refiner.step(None)
     moved = (refiner.masters.values[name] - before).flatten()
-    tensor = refiner.masters.names[name]
+    tensor = refiner.masters.draws.names[name]
     probed = [noise(64, Stream(kind, 4, 0), tensor=tensor, query=query, device=CPU) for query in range(queries)]
     expected = -sum(g * z for g, z in zip(report.projected_gradients, probed, strict=True))
     assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.99999
@@ -106,7 +106,7 @@ def test_the_update_moves_along_the_perturbation(normalize, queries, kind, dtype
 def plain_refinement(model, losses, batches, tensors, *, mu, lr, queries, normalize, noise, seed):
     """The method in thirty plain lines that materialise z: what `ZeroOrderRefiner` must equal."""
     weights = dict(model.named_parameters())
-    names = Masters(tensors, seed=0).names
+    names = Masters(tensors, seed=0).draws.names
     scales = {k: weights[k].square().mean().sqrt().item() for k in tensors}
     trace = []
     for step, batch in enumerate(batches):
@@ -291,3 +291,66 @@ def test_groups_of_tied_and_untied_models(tokenizer):
 
     assert list(weight_groups(random_llama(tokenizer))) == ["embeddings", "layer.0", "layer.1", "head"]
     assert list(weight_groups(random_llama(tokenizer, tied=True))) == ["embeddings", "layer.0", "layer.1"]
+
+
+def test_estimating_and_applying_are_a_step(llama, token_losses, token_batches):
+    """And estimating alone leaves the weights as they were."""
+    other, options = copy.deepcopy(llama), {"layers": ["layer.1"], "mu": 0.1, "lr": 0.05, "queries": 2}
+    whole, parts = (ZeroOrderRefiner(model, token_losses, **options) for model in (llama, other))
+    for batch in token_batches(3):
+        before = fingerprint(other)
+        found = parts.estimate(batch)
+        assert fingerprint(other) == before
+        assert parts.estimate(batch) == found  # the same step draws the same noise
+        parts.apply(parts.coefficients(found), found.loss)
+        assert whole.step(batch) == found
+        assert fingerprint(llama) == fingerprint(other) != before
+    assert whole.losses == parts.losses
+    assert whole.steps == parts.steps == 3
+
+
+def test_named_tensors_are_all_that_moves(llama, token_losses, token_batches):
+    """Gains, which belong to no group; and a log is a callback."""
+    gains = {name: p for name, p in llama.named_parameters() if p.dim() == 1}
+    before, seen = {name: p.detach().clone() for name, p in llama.named_parameters()}, []
+    log = lambda coefficients, loss: seen.append((coefficients, loss))  # noqa: E731
+    refiner = ZeroOrderRefiner(llama, token_losses, tensors=gains, mu=0.1, lr=0.05, queries=2, log=log)
+    reports = [refiner.step(batch) for batch in token_batches(2)]
+    moved = {name for name, p in llama.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(gains)
+    assert refiner.drift() == 0
+    assert [loss for _, loss in seen] == [report.loss for report in reports]
+    assert [len(coefficients) for coefficients, _ in seen] == [2, 2]
+
+
+def test_tensors_of_an_architecture_that_is_not_known(token_batches):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
+    chosen = {name: p for name, p in model.named_parameters() if name.endswith("attn.c_proj.weight")}
+
+    def losses(model, ids):
+        return model(input_ids=ids, labels=ids).loss
+
+    refiner = ZeroOrderRefiner(model, losses, tensors=chosen, mu=0.1, lr=0.05)
+    assert not refiner.prefix.enabled
+    assert refiner.step(*token_batches(1)).projected_gradients[0] != 0
+
+
+def test_a_rate_may_be_a_function_of_the_step(llama, token_losses, token_batches, tmp_path):
+    options = {"layers": ["layer.1"], "mu": 0.1, "lr": Cosine(0.1, 4), "normalize": "rms"}
+    refiner = ZeroOrderRefiner(copy.deepcopy(llama), token_losses, trajectory=tmp_path / "log", **options)
+    batches = token_batches(4)
+    for batch in batches:
+        refiner.step(batch)
+    sizes = [abs(coefficients[0]) for coefficients in refiner.trajectory.steps]
+    assert sizes == pytest.approx([0.1, 0.085355, 0.05, 0.014645], rel=1e-4)
+    again = ZeroOrderRefiner(llama, token_losses, trajectory=tmp_path / "log", **options)
+    assert again.steps == 4
+    assert fingerprint(again.model) == fingerprint(refiner.model)
+
+
+@pytest.mark.parametrize("given", [{}, {"layers": ["layer.0"], "tensors": {}}])
+def test_one_of_layers_tensors_and_directions_is_given(llama, token_losses, given):
+    with pytest.raises(ValueError, match="give one of layers, tensors and directions"):
+        ZeroOrderRefiner(llama, token_losses, mu=0.1, lr=0.1, **given)

@@ -11,7 +11,6 @@ from test_refiner import Quadratic
 from test_trajectory import same
 
 from holdfast.zo import (
-    SubspaceRefiner,
     TrajectoryError,
     ZeroOrderRefiner,
     alignment_directions,
@@ -42,7 +41,7 @@ def matrices(model):
 
 def refined(model, origin, losses, batches, steps, *, path=None, finish=True, **changes):
     directions = alignment_directions(model, origin, matrices(model))
-    refiner = SubspaceRefiner(model, losses, directions=directions, trajectory=path, **(OPTIONS | changes))
+    refiner = ZeroOrderRefiner(model, losses, directions=directions, trajectory=path, **(OPTIONS | changes))
     for step in range(refiner.steps, steps):
         refiner.step(batches[step % len(batches)])
     if finish:
@@ -60,7 +59,7 @@ def test_it_descends_on_a_quadratic(sigma, normalize):
     model = Quadratic()
     before = model.loss().item()
     options = {"mu": 0.1, "lr": 0.01 if normalize == "none" else 0.05, "queries": 4}
-    refiner = SubspaceRefiner(
+    refiner = ZeroOrderRefiner(
         model,
         lambda m, _: m.loss(),
         directions=quadratic_directions(model),
@@ -79,8 +78,10 @@ def test_the_estimate_is_the_gradient_by_hand():
     model = Quadratic()
     directions = quadratic_directions(model)
     slopes = [-(model.h * layer.weight[0].detach() ** 2).sum().item() for layer in model.model.layers]  # dL/dc at 0
-    refiner = SubspaceRefiner(model, lambda m, _: m.loss(), directions=directions, mu=0.1, lr=0.01, sigma=0.0, seed=6)
-    drawn = words(DIRECTION, Stream("rademacher", 6, 0), tensors=list(refiner.masters.names.values()), queries=[0])
+    refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), directions=directions, mu=0.1, lr=0.01, sigma=0.0, seed=6)
+    drawn = words(
+        DIRECTION, Stream("rademacher", 6, 0), tensors=list(refiner.masters.draws.names.values()), queries=[0]
+    )
     signs = [1 - 2 * (word & 1) for word in drawn[0].tolist()]
     (g,) = refiner.step(None).projected_gradients
     assert g == pytest.approx(sum(e * s for e, s in zip(signs, slopes, strict=True)), rel=1e-3)
@@ -186,4 +187,4 @@ def test_a_loss_that_is_not_finite_restores(llama, origin, token_losses, token_b
 @pytest.mark.parametrize("wrong", [{"nowhere": torch.zeros(2)}, {"model.norm.weight": torch.zeros(2)}])
 def test_a_direction_that_does_not_fit_is_named(llama, token_losses, wrong):
     with pytest.raises(ValueError, match=f"no tensor {next(iter(wrong))} of shape"):
-        SubspaceRefiner(llama, token_losses, directions=wrong, mu=0.1, lr=0.1, sigma=0.0)
+        ZeroOrderRefiner(llama, token_losses, directions=wrong, mu=0.1, lr=0.1, sigma=0.0)

@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_in_the_bytes_of_an_uninterrupted_one(llama, losses, 
 @pytest.mark.parametrize("kind", ["weights", "subspace"])
 def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp_path, monkeypatch, kind):
     """A new reduction may differ in its last bit, by the number of threads for one."""
-    from holdfast.zo import SubspaceRefiner, perturb
+    from holdfast.zo import ZeroOrderRefiner, perturb
 
     origin = copy.deepcopy(llama)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp
             return ZeroOrderRefiner(model, losses, trajectory=tmp_path / "log", **OPTIONS)
         names = [name for name, p in model.named_parameters() if ".layers." in name and p.dim() > 1]
         options = {"mu": 0.1, "lr": 0.05, "sigma": 0.1, "seed": 3, "trajectory": tmp_path / "log"}
-        return SubspaceRefiner(model, losses, directions=alignment_directions(model, origin, names), **options)
+        return ZeroOrderRefiner(model, losses, directions=alignment_directions(model, origin, names), **options)
 
     base, begun = copy.deepcopy(llama), refiner(llama)
     begun.step(batches[0])
@@ -102,7 +102,7 @@ def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp
     monkeypatch.setattr(perturb, "_scales", lambda t: {k: s * (1 + 1e-7) for k, s in computed(t).items()})
     resumed = refiner(base)
     assert resumed.steps == 1
-    assert resumed.masters.scales == begun.masters.scales
+    assert resumed.masters.draws.scales == begun.masters.draws.scales
     assert same(base, llama)
 
 

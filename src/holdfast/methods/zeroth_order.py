@@ -24,13 +24,24 @@ class TwoPoint(Method):
     queries: Count = Field(description="random directions of a step")
     noise: Noise = Field(description="how the directions are drawn")
     normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="of lr, over the steps")
+
+    def rate(self, task: Task) -> Any:
+        """The engine's learning rate."""
+        from holdfast.zo import Cosine
+
+        return Cosine(self.lr, self.count(task)) if self.schedule == "cosine" else self.lr
+
+    def count(self, task: Task) -> int:
+        """Steps that the budget allows."""
+        return max(1, task.budget // (2 * self.queries))
 
     def _steps(self, task: Task, begin: Callable[[], Any]) -> Outcome:
         """`begin` opens the refiner, which continues the log that an interrupted run left."""
         from holdfast.methods.task import Outcome
 
         refiner, stream = task.logged(begin), task.stream()
-        steps = max(1, task.budget // (2 * self.queries))
+        steps = self.count(task)
         for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
             next(stream)
         for loss in refiner.losses:  # what it logged may be gone, or is passed over
@@ -62,7 +73,7 @@ class ZerothOrder(TwoPoint):
                 task.loss,
                 layers=task.layers,
                 mu=self.mu,
-                lr=self.lr,
+                lr=self.rate(task),
                 queries=self.queries,
                 normalize=self.normalize,
                 noise=self.noise,
@@ -84,16 +95,16 @@ class Subspace(TwoPoint):
     moved = 1
 
     def refine(self, task: Task) -> Outcome:
-        from holdfast.zo import SubspaceRefiner, alignment_directions
+        from holdfast.zo import ZeroOrderRefiner, alignment_directions
 
-        def begin() -> SubspaceRefiner:
+        def begin() -> ZeroOrderRefiner:
             origin = task.origin()
-            return SubspaceRefiner(
+            return ZeroOrderRefiner(
                 task.model,
                 task.loss,
                 directions=alignment_directions(task.model, origin, list(task.tensors())),
                 mu=self.mu,
-                lr=self.lr,
+                lr=self.rate(task),
                 queries=self.queries,
                 sigma=self.sigma,
                 tie=self.tie,

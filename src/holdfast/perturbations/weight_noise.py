@@ -39,7 +39,7 @@ class WeightNoise(Perturbation):
             if self.mode == "norm":
                 masters.write(1.0, **draw)
                 with torch.no_grad():
-                    masters.scales = {
+                    masters.draws.scales = {
                         name: (w.norm() / (matrices[name].float() - w).norm()).item()
                         for name, w in masters.values.items()
                     }

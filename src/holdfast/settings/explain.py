@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from holdfast.settings.options import Options
+from holdfast.settings.options import SECTIONS, Options, Registry
 from holdfast.settings.paths import CONF
 
 KINDS = {
@@ -52,7 +52,7 @@ def bad_value(error: ValidationError, prefix: str, options: type[Options]) -> Ba
     if kind == "missing":
         return BadValue(key, f"{key}: no value is given; set {key}=…")
     if kind == "extra_forbidden":
-        return BadValue(key, f"{key}: {_unknown(path, options, error)}")
+        return BadValue(key, f"{key}: {_unknown(path, options)}")
     if value is None and kind.endswith("_type"):
         return BadValue(key, f"{key}: no value is given; set {key}=…")
     if kind == "literal_error":
@@ -68,21 +68,16 @@ def _short(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _unknown(path: list[str], options: type[Options], error: ValidationError) -> str:
+def _unknown(path: list[str], options: type[Options]) -> str:
     """An option that is none of a kind's, or a mistyped key."""
-    known = [name for name in fields_at(options, path[:-1]) if name != "name"]
-    if "kind" in known and len(path) == 1:
-        from holdfast.settings.options import SECTIONS, Registry
-
-        rooms = [one.options for one in SECTIONS.values() if isinstance(one.options, Registry)]
-        elsewhere = any(path[-1] in kind.model_fields for room in rooms for kind in _classes(room))
-        if elsewhere and not difflib.get_close_matches(path[-1], known, n=1, cutoff=0.8):
-            return f"this kind does not read it; its options: {', '.join(name for name in known if name != 'kind')}"
+    known = [name for name in fields_at(options, path[:-1]) if name not in ("name", "kind")]
+    registries = [one.options for one in SECTIONS.values() if isinstance(one.options, Registry)]
+    kinds = {kind: made for registry in registries for kind, made in registry.kinds.items()}
+    mine = next((kind for kind, made in kinds.items() if made is options), None)
+    elsewhere = any(path[-1] in made.model_fields for made in kinds.values())
+    if mine and len(path) == 1 and elsewhere and not difflib.get_close_matches(path[-1], known, n=1, cutoff=0.8):
+        return f"kind={mine} does not read it; its options: {', '.join(known)}"
     return f"no such key; {choices(path[-1], known)}"
-
-
-def _classes(room: Any) -> Iterator[type[Options]]:
-    return (kind for kind in room.kinds.values() if isinstance(kind, type) and issubclass(kind, Options))
 
 
 def choices(given: str, options: Iterable[str]) -> str:

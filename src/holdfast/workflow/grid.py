@@ -107,7 +107,10 @@ class Workflow:
         """The composed values that a product reads: of the rules of the claims the estimates need none."""
         unread = ("claims", "probe") if product == "estimates" else ()
         values = self.settings("tables")
-        values["tables"] = {**values["tables"], "make": [self.asked[product]]}  # more products re-run none that are there
+        values["tables"] = {
+            **values["tables"],
+            "make": [self.asked[product]],
+        }  # more products re-run none that are there
         return {part: found for part, found in values.items() if part not in unread}
 
     def files(self, product: str) -> list[Path]:

@@ -6,23 +6,30 @@ inside its trainer mixin.
 
 from holdfast.zo.control import sign_shuffled
 from holdfast.zo.digest import fingerprint
-from holdfast.zo.directions import alignment_directions
-from holdfast.zo.layers import weight_groups
-from holdfast.zo.online import online_sensitivity
-from holdfast.zo.perturb import PerturbationError
-from holdfast.zo.refiner import StepReport, ZeroOrderRefiner
-from holdfast.zo.sensitivity import Sides, sensitivity
-from holdfast.zo.subspace import SubspaceRefiner
-from holdfast.zo.trajectory import TrajectoryError, replay
+from holdfast.zo.directions import Span, alignment_directions
+from holdfast.zo.layers import decoder_layers, weight_groups
+from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
+from holdfast.zo.refiner import Cosine, Estimate, ZeroOrderRefiner
+from holdfast.zo.sensitivity import Sides, online_sensitivity, sensitivity
+from holdfast.zo.trainer import ZOArguments, ZOMixin
+from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
 
 __all__ = [
+    "Cosine",
+    "Draws",
+    "Estimate",
+    "Masters",
+    "Moves",
     "PerturbationError",
     "Sides",
-    "StepReport",
-    "SubspaceRefiner",
+    "Span",
+    "Trajectory",
     "TrajectoryError",
+    "ZOArguments",
+    "ZOMixin",
     "ZeroOrderRefiner",
     "alignment_directions",
+    "decoder_layers",
     "fingerprint",
     "online_sensitivity",
     "replay",

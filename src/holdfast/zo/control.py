@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from holdfast.zo.noise import COIN, Stream, words
-from holdfast.zo.perturb import Perturbed
+from holdfast.zo.perturb import Moves
 from holdfast.zo.trajectory import Trajectory, TrajectoryError, masters_of, sealed_log
 
 
@@ -35,7 +35,7 @@ def sign_shuffled(model: nn.Module, source: Path, *, seed: int, trajectory: Path
     return sum(map(len, log.steps))
 
 
-def _shuffled(coefficients: list[float], masters: Perturbed, seed: int, step: int) -> list[float]:
+def _shuffled(coefficients: list[float], masters: Moves, seed: int, step: int) -> list[float]:
     queries = range(len(coefficients))
-    coins = words(COIN, Stream(masters.noise, seed, step), tensors=[0], queries=queries)[:, 0].tolist()
+    coins = words(COIN, Stream(masters.draws.noise, seed, step), tensors=[0], queries=queries)[:, 0].tolist()
     return [math.copysign(c, 1 - 2 * (coin & 1)) for c, coin in zip(coefficients, coins, strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.zo.digest import digest
 from holdfast.zo.kernels import add_noise
 from holdfast.zo.noise import DIRECTION, Stream, Target, words
-from holdfast.zo.perturb import Perturbed, float32, wrong
+from holdfast.zo.perturb import Draws, float32, wrong
 
 TIES = ("tensor", "layer", "model")
 SCRATCH = 2**24  # float32 numbers, 64 MiB: tensors are written together, so many at a time
@@ -33,7 +33,7 @@ def alignment_directions(model: nn.Module, origin: nn.Module, names: Iterable[st
     return found
 
 
-class Span(Perturbed):
+class Span:
     """θ_t = anchor_t + c_t·Δ_t, and c is all that moves.
 
     The anchors are the weights at the start, in their own type; c_t is a float64, rounded to float32 where it meets Δ.
@@ -55,9 +55,13 @@ class Span(Perturbed):
     ) -> None:
         if tie not in TIES:
             raise ValueError(f"tie={tie}: choose one of {', '.join(TIES)}")
-        super().__init__(tensors, **options)
+        self.tensors, self.draws = dict(tensors), Draws(tensors, **options)
         self.sigma, self.tie = sigma, tie
-        shared = {"tensor": {k: k for k in tensors}, "layer": self.groups, "model": dict.fromkeys(tensors, "model")}
+        shared = {
+            "tensor": {k: k for k in tensors},
+            "layer": self.draws.groups,
+            "model": dict.fromkeys(tensors, "model"),
+        }
         self.signs = [zlib.crc32(shared[tie][name].encode()) for name in self.tensors]
         self.directions = {k: directions[k].detach().to(p.device, torch.float32) for k, p in self.tensors.items()}
         self.anchors = {k: p.detach().clone() for k, p in self.tensors.items()}
@@ -66,7 +70,7 @@ class Span(Perturbed):
     def write(self, radius: float, *, step: int, query: int) -> None:
         """Forward weights := round(anchor + (c + radius · ε)·Δ + σ s∘z); the same z for every radius."""
         asked = [query] if self.sigma else []
-        self._write(self._moved([radius], [query], step), asked, Stream(self.noise, self.seed, step))
+        self._write(self._moved([radius], [query], step), asked, self.draws.stream(step))
 
     def move(self, coefficients: Sequence[float], *, step: int) -> None:
         """c += Σ_i coefficient_i · ε_i over the queries in order; forward weights := round(anchor + c·Δ)."""
@@ -75,7 +79,7 @@ class Span(Perturbed):
 
     def restore(self) -> None:
         """Forward weights := round(anchor + c·Δ)."""
-        self._write(self.coefficients, [], Stream(self.noise, self.seed, 0))
+        self._write(self.coefficients, [], self.draws.stream(0))
 
     @torch.no_grad()
     def drift(self) -> int:
@@ -84,18 +88,18 @@ class Span(Perturbed):
         return sum(wrong(value, self.tensors[name]) for name, value in placed)
 
     def _moved(self, coefficients: Sequence[float], queries: Sequence[int], step: int) -> dict[str, float]:
-        stream, found = Stream(self.noise, self.seed, step), dict(self.coefficients)
-        drawn = words(DIRECTION, stream, tensors=self.signs, queries=queries)
+        found = dict(self.coefficients)
+        drawn = words(DIRECTION, self.draws.stream(step), tensors=self.signs, queries=queries)
         for coefficient, row in zip(coefficients, drawn.tolist(), strict=True):
-            for name, word in zip(self.names, row, strict=True):
+            for name, word in zip(self.draws.names, row, strict=True):
                 found[name] += coefficient if word % 2 == 0 else -coefficient
         return found
 
     @torch.no_grad()
     def _write(self, coefficients: Mapping[str, float], queries: Sequence[int], stream: Stream) -> None:
         for bundle in self._placed(coefficients):
-            noisy = {name: [float32(self.sigma * self.scales[name])] * len(queries) for name in bundle}
-            targets = [Target(v, self.tensors[k], self.names[k], noisy[k]) for k, v in bundle.items()]
+            noisy = {name: [float32(self.sigma * self.draws.scales[name])] * len(queries) for name in bundle}
+            targets = [Target(v, self.tensors[k], self.draws.names[k], noisy[k]) for k, v in bundle.items()]
             add_noise(targets, queries, stream, keep=False)
 
     def _placed(self, coefficients: Mapping[str, float]) -> Iterator[dict[str, Tensor]]:
@@ -124,7 +128,7 @@ class Span(Perturbed):
             yield device, bundle
 
     def header(self) -> dict[str, Any]:
-        return super().header() | {
+        return self.draws.header() | {
             "kind": "subspace",
             "tie": self.tie,
             "directions": digest(self.directions.items()),

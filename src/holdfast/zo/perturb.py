@@ -6,9 +6,8 @@ import ctypes
 import math
 import sys
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +21,38 @@ class PerturbationError(ValueError):
     """Weights that noise cannot move; the message is one line."""
 
 
-class Perturbed(ABC):
-    """Some tensors, their frozen scales s = rms(W), and the names of the noise s∘z that moves them. With `subset`
-    below 1 each query perturbs and moves some groups only (see `subsets`).
+class Moves(Protocol):
+    """What a refinement moves: tensors of a model, along directions that integers name. Two implementations:
+    `Masters`, all weights of some tensors along noise, and `Span`, one coefficient a tensor along a given direction.
+    """
 
-    A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers,
-    order or shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends
-    on the number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a whole: of
-    scale zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
+    draws: Draws
+    tensors: dict[str, nn.Parameter]
+
+    def write(self, radius: float, *, step: int, query: int) -> None:
+        """Displace the forward weights by what this query probes, times `radius`."""
+
+    def move(self, coefficients: Sequence[float], *, step: int) -> None:
+        """Move for good by Σ_i coefficient_i times what query i probes, and write the forward weights."""
+
+    def restore(self) -> None:
+        """Write the forward weights as they are without displacement, bitwise."""
+
+    def drift(self) -> int:
+        """How many forward weights differ from what `restore` writes."""
+
+    def header(self) -> dict[str, Any]:
+        """What a log has to say for a move to be repeated: JSON values, numbers as hexadecimal floats."""
+
+
+class Draws:
+    """The noise s∘z of some tensors: their frozen scales s = rms(W), and the names of z. With `subset` below 1 each
+    query perturbs and moves some groups only (see `subsets`).
+
+    A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers, order or
+    shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends on the
+    number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a whole: of scale
+    zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
     """
 
     def __init__(
@@ -45,21 +68,24 @@ class Perturbed(ABC):
             raise ValueError(f"noise={noise}: choose one of {', '.join(NOISES)}")
         if not 0 < subset <= 1:
             raise ValueError(f"subset={subset}: give a share of the groups, above 0 and at most 1")
-        self.tensors = dict(tensors)
-        if not self.tensors:
+        if not tensors:
             raise ValueError("no tensors are given; name at least one layer with weights that can be trained")
-        self.names = {name: zlib.crc32(name.encode()) for name in self.tensors}
+        self.names = {name: zlib.crc32(name.encode()) for name in tensors}
         if len(set(self.names.values())) < len(self.names):
             raise ValueError("two tensor names have one hash; rename one of them")
         self.seed, self.noise, self.subset = seed, noise, subset
-        self.groups = {name: layer_of(name) or name for name in self.tensors}
-        for name, parameter in self.tensors.items():
+        self.groups = {name: layer_of(name) or name for name in tensors}
+        self.dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in tensors.items()}
+        for name, parameter in tensors.items():
             _check(name, parameter)
-        self.scales = _scales(self.tensors) if scales is None else dict(scales)
-        for name in self.tensors:
+        self.scales = _scales(tensors) if scales is None else dict(scales)
+        for name in tensors:
             if not 0 < self.scales[name] < math.inf:
                 what = "all its weights are zero" if self.scales[name] == 0 else "it holds a NaN or an infinity"
                 raise PerturbationError(f"{name}: {what}; noise relative to its rms cannot move it")
+
+    def stream(self, step: int) -> Stream:
+        return Stream(self.noise, self.seed, step)
 
     def subsets(self, queries: Sequence[int], *, step: int) -> list[list[str]]:
         """The groups that each query perturbs: decoder layers (`layer.3`), other tensors by their own names.
@@ -71,44 +97,21 @@ class Perturbed(ABC):
         if self.subset == 1:
             return [groups for _ in queries]
         places = [zlib.crc32(group.encode()) for group in groups]
-        found = words(SUBSET, Stream(self.noise, self.seed, step), tensors=places, queries=queries)
+        found = words(SUBSET, self.stream(step), tensors=places, queries=queries)
         inside = (found < round(self.subset * 2**32)) | (found == found.amin(1, keepdim=True))
         return [[g for g, one in zip(groups, row, strict=True) if one] for row in inside.tolist()]
 
-    @abstractmethod
-    def write(self, radius: float, *, step: int, query: int) -> None:
-        """Displace the forward weights by what this query probes, times `radius`."""
-
-    @abstractmethod
-    def move(self, coefficients: Sequence[float], *, step: int) -> None:
-        """Move for good by Σ_i coefficient_i times what query i probes, and write the forward weights."""
-
-    @abstractmethod
-    def restore(self) -> None:
-        """Write the forward weights as they are without displacement, bitwise."""
-
-    @abstractmethod
-    def drift(self) -> int:
-        """How many forward weights differ from what `restore` writes."""
-
     def header(self) -> dict[str, Any]:
-        """What a log has to say for a move to be repeated: JSON values, numbers as hexadecimal floats."""
-        return {
-            "seed": self.seed,
-            "noise": self.noise,
-            "subset": float(self.subset).hex(),
-            "tensors": {
-                k: {"dtype": str(p.dtype).removeprefix("torch."), "scale": float(self.scales[k]).hex()}
-                for k, p in self.tensors.items()
-            },
-        }
+        """The part of a log's header that all moves share."""
+        tensors = {k: {"dtype": self.dtypes[k], "scale": float(s).hex()} for k, s in self.scales.items()}
+        return {"seed": self.seed, "noise": self.noise, "subset": float(self.subset).hex(), "tensors": tensors}
 
 
-class Masters(Perturbed):
-    """Float32 masters, 4 bytes a weight, which noise displaces and moves."""
+class Masters:
+    """Float32 masters, 4 bytes a weight, which noise displaces and moves. Options are those of `Draws`."""
 
     def __init__(self, tensors: Mapping[str, nn.Parameter], **options: Any) -> None:
-        super().__init__(tensors, **options)
+        self.tensors, self.draws = dict(tensors), Draws(tensors, **options)
         self.values = {
             k: p.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
             for k, p in tensors.items()
@@ -124,13 +127,14 @@ class Masters(Perturbed):
 
     @torch.no_grad()
     def _add(self, coefficients: Sequence[float], queries: Sequence[int], step: int, keep: bool) -> None:
-        asked = list(zip(coefficients, self.subsets(queries, step=step), strict=True))
+        draws = self.draws
+        asked = list(zip(coefficients, draws.subsets(queries, step=step), strict=True))
         targets = []
         for name, parameter in self.tensors.items():
-            scale, group = self.scales[name], self.groups[name]
+            scale, group = draws.scales[name], draws.groups[name]
             mine = [float32(c * scale) if group in inside else 0.0 for c, inside in asked]
-            targets.append(Target(self.values[name], parameter, self.names[name], mine))
-        add_noise(targets, queries, Stream(self.noise, self.seed, step), keep=keep)
+            targets.append(Target(self.values[name], parameter, draws.names[name], mine))
+        add_noise(targets, queries, draws.stream(step), keep=keep)
 
     def restore(self) -> None:
         """Forward weights := round(master), bitwise what they were before any `write`."""
@@ -142,7 +146,7 @@ class Masters(Perturbed):
         return sum(wrong(self.values[name], p) for name, p in self.tensors.items())
 
     def header(self) -> dict[str, Any]:
-        return super().header() | {"kind": "weights"}
+        return self.draws.header() | {"kind": "weights"}
 
 
 def _check(name: str, parameter: Tensor) -> None:

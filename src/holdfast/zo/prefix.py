@@ -10,7 +10,7 @@ agree bitwise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,10 +26,10 @@ class PrefixReuse:
     """`scope`: `off`; `step`, where states live from one `forget` to the next; or `run`, where they are kept for
     every batch object that ever came, which must then never change."""
 
-    def __init__(self, model: nn.Module, refined: list[str], scope: str) -> None:
+    def __init__(self, model: nn.Module, refined: Mapping[str, nn.Parameter], scope: str) -> None:
         if scope not in SCOPES:
             raise ValueError(f"prefix={scope}: choose one of {', '.join(SCOPES)}")
-        self.below = _layers_below(model, refined) if scope != "off" else []
+        self.below = layers_below(model, refined) if scope != "off" else []
         self.enabled, self.scope, self.checked = bool(self.below), scope, False
         # id of a batch -> (the batch itself, so that the id stays its own; the states of each model call)
         self.stored: dict[int, tuple[Any, list[Any]]] = {}
@@ -67,14 +67,6 @@ class LayerStates:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.layers, self.checked = model, list(decoder_stack(model)), False
         self.states: list[list[Any]] = []  # of each layer, one a model call
-
-    def depth(self, group: str, tensors: dict[str, nn.Parameter]) -> int:
-        """How many layers lie below all tensors of a group; 0 where that cannot be told."""
-        if group.startswith("layer."):
-            return int(group.split(".")[1])
-        head = self.model.get_output_embeddings() if group == "head" else None  # type: ignore[operator]
-        above = {id(p) for p in head.parameters()} if head is not None else set()
-        return len(self.layers) if above.issuperset(map(id, tensors.values())) else 0
 
     def record(self, losses: Callable[[], Tensor]) -> Tensor:
         """`losses()`, by all layers, in the place of what was stored before."""
@@ -143,8 +135,18 @@ def _put_back(layer: nn.Module, forward: Any) -> None:
         layer.forward = forward
 
 
-def _layers_below(model: nn.Module, refined: list[str]) -> list[nn.Module]:
-    """The decoder layers below the first refined one, lowest first."""
-    stack = [] if "embeddings" in refined else list(decoder_stack(model))
-    indices = [int(group.split(".")[1]) for group in refined if group.startswith("layer.")]
-    return stack[: min(indices, default=len(stack))]
+def layers_below(model: nn.Module, tensors: Mapping[str, nn.Parameter]) -> list[nn.Module]:
+    """The decoder layers below all of these tensors, lowest first; none where that cannot be told."""
+    try:
+        stack = list(decoder_stack(model))
+    except ValueError:  # an architecture whose layers are not known
+        return []
+    inside = {id(p): depth for depth, layer in enumerate(stack) for p in layer.parameters()}
+    head, embeddings = (_parameters(model, name) for name in ("get_output_embeddings", "get_input_embeddings"))
+    above = {identity: len(stack) for identity in head - embeddings}
+    return stack[: min((inside | above).get(id(p), 0) for p in tensors.values())]
+
+
+def _parameters(model: nn.Module, getter: str) -> set[int]:
+    module = getattr(model, getter)() if hasattr(model, getter) else None
+    return set() if module is None else {id(p) for p in module.parameters()}

@@ -1,9 +1,13 @@
-"""Two-point zeroth-order refinement: descend L_μ(θ) = E L(θ + μ s∘z) by forward passes alone."""
+"""Two-point zeroth-order refinement: descend L_μ(θ) = E L(θ + μ s∘z) by forward passes alone.
+
+A step is two calls, which may also be made one by one: `estimate` evaluates both sides of every query and gives their
+projected gradients, `apply` moves the weights by coefficients.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,17 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.zo.digest import fingerprint
+from holdfast.zo.directions import Span
 from holdfast.zo.layers import weight_groups
 from holdfast.zo.parallel import summed_over_ranks
-from holdfast.zo.perturb import Masters, Perturbed, total
+from holdfast.zo.perturb import Masters, Moves, total
 from holdfast.zo.prefix import PrefixReuse
 from holdfast.zo.trajectory import Trajectory, logged_scales
 
+Rate = float | Callable[[int], float]
+"""A learning rate, or one for every step."""
+Log = Callable[[list[float], float | None], None]
+"""Called with the coefficients of every step that was applied, and the loss that was seen."""
+
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one step saw: the mean of L±, and of every query the projected gradient, ½(L₊ + L₋) − L₀ where the
-    clean loss was asked for, and the names of the groups that were perturbed."""
+class Estimate:
+    """What the evaluations of one step saw: the mean of L±, and of every query the projected gradient, ½(L₊ + L₋) − L₀
+    where the clean loss was asked for, and the names of the groups that were perturbed."""
 
     loss: float
     projected_gradients: list[float]
@@ -35,60 +45,126 @@ class StepReport:
         return math.sqrt(sum(g * g for g in self.projected_gradients) / len(self.projected_gradients))
 
 
-class TwoPointRefiner:
-    """The steps that all refiners share; what is perturbed and moved is up to `masters`."""
+class ZeroOrderRefiner:
+    """g_i = (L(θ+μ s∘z_i) − L(θ−μ s∘z_i)) / 2μ for `queries` draws, then θ ← θ − lr · mean_i g_i s∘z_i.
+
+    `loss_fn(model, batch)` gives per-example losses of shape (n,), or one loss for the whole batch; L is their
+    mean over all micro-batches and ranks. What moves is one of three: the matrices of `layers`, groups of
+    `weight_groups(model)`; `tensors`, by the names that their noise has, such as gains or LoRA's matrices, of any
+    architecture; or a coefficient along each of `directions`, which are Δ of a model's tensors by name (see
+    `alignment_directions`): c ← c − lr · mean_i g_i ε_i with signs ε, where θ_t = θ_t,start + c_t·Δ_t. `tie` says
+    which of these share a coefficient, and `sigma` the weight noise under which both sides of a query are evaluated.
+
+    `normalize="rms"` divides by the rms of the g_i of the step, so that the length of a step does not depend on the
+    loss's scale. `lr` may be a function of the step, such as `Cosine`, whose `repr` goes into a log. The model is put
+    in eval mode and stays there.
+
+    `log` is called after every step. With `trajectory`, every step is also appended to that file as it is made; a file
+    that is already there is replayed first, and `steps` says how many steps that were. It must be of the same base and
+    settings, and of the same `context`: JSON values that say what else the run depends on (loss, data).
+
+    It takes 4 bytes a refined weight beside the model (along directions: see `Span`). `prefix` says for how long
+    hidden states below the first refined layer are reused: `off`, for the `step`, or for the `run`, which takes their
+    memory and asks that batch objects come again unchanged.
+
+    With `subset` below 1 every query perturbs and moves a random part of the layers only, each in with that
+    probability (LeZO). `clean` evaluates L₀ too, once a step: estimates then tell the rises that `online_sensitivity`
+    takes. Raises `ValueError` for a layer, tensor or direction that is none of the model's.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         loss_fn: Callable[[nn.Module, Any], Tensor],
-        masters: Perturbed,
-        prefix: PrefixReuse,
         *,
+        layers: Sequence[str] | None = None,
+        tensors: Mapping[str, nn.Parameter] | None = None,
+        directions: Mapping[str, Tensor] | None = None,
         mu: float,
-        lr: float,
-        queries: int,
-        normalize: str,
+        lr: Rate,
+        queries: int = 1,
+        noise: str = "rademacher",
+        normalize: str = "none",
+        seed: int = 0,
+        sigma: float = 0.0,
+        tie: str = "tensor",
+        log: Log | None = None,
+        trajectory: Path | None = None,
+        context: Mapping[str, Any] | None = None,
+        prefix: str = "step",
+        subset: float = 1.0,
         clean: bool = False,
     ) -> None:
-        self.model, self.loss_fn, self.masters, self.prefix = model.eval(), loss_fn, masters, prefix
+        if sum(given is not None for given in (layers, tensors, directions)) != 1:
+            raise ValueError("give one of layers, tensors and directions")
+        base = fingerprint(model) if trajectory else ""
+        chosen = _chosen(model, layers, tensors, directions)
+        scales = logged_scales(trajectory, chosen) if trajectory else None
+        drawn = {"seed": seed, "noise": noise, "scales": scales, "subset": subset}
+        self.masters: Moves = (
+            Masters(chosen, **drawn) if directions is None else Span(chosen, directions, sigma=sigma, tie=tie, **drawn)
+        )
+        self.model, self.loss_fn = model.eval(), loss_fn
+        self.prefix = PrefixReuse(model, chosen, "off" if directions is not None else prefix)
         self.mu, self.lr, self.queries, self.normalize, self.clean = mu, lr, queries, normalize, clean
-        self.steps = 0
+        self.log, self.steps = log, 0
         self.losses: list[float] = []  # of every step, those of a resumed log included
         self.trajectory: Trajectory | None = None
+        if trajectory:
+            rate = repr(lr) if callable(lr) else lr
+            settings = {"mu": mu, "lr": rate, "queries": queries, "normalize": normalize}
+            own = {"sigma": sigma} if directions is not None else {"layers": _named(layers, chosen)}
+            self._resume(trajectory, base, settings | own | {"context": dict(context or {})})
 
-    def _resume(self, path: Path, base: str, settings: dict[str, Any], context: Mapping[str, Any] | None) -> None:
+    def _resume(self, path: Path, base: str, settings: dict[str, Any]) -> None:
         """Open the log, which names its settings, and repeat what it holds."""
-        shared = {"mu": self.mu, "lr": self.lr, "queries": self.queries, "normalize": self.normalize}
-        self.trajectory = Trajectory.open(
-            path, base, self.masters, shared | settings | {"context": dict(context or {})}
-        )
+        self.trajectory = Trajectory.open(path, base, self.masters, settings)
         self.steps, self.losses = self.trajectory.replay_into(self.masters), list(self.trajectory.losses)
 
-    @torch.inference_mode()
-    def step(self, *batches: Any) -> StepReport:
+    def step(self, *batches: Any) -> Estimate:
         """One update on one batch, or on several micro-batches under the same perturbations.
 
         Raises `FloatingPointError` on a loss that is not finite; the weights are then what they were.
         """
+        found = self._estimate(batches)  # leaves the last perturbation in place, for `apply` writes anew
+        self.apply(self.coefficients(found), found.loss)
+        return found
+
+    def estimate(self, *batches: Any) -> Estimate:
+        """The projected gradients of the next step at the weights as they are, which stay so. Raises as `step`."""
+        try:
+            return self._estimate(batches)
+        finally:
+            self.masters.restore()
+
+    def coefficients(self, found: Estimate) -> list[float]:
+        """−lr · g_i / queries, by the rms of the g_i where that is asked for: what a step applies."""
+        scale = found.rms if self.normalize == "rms" else 1.0
+        rate = self.lr(self.steps) if callable(self.lr) else self.lr
+        return [-rate * g / (scale * self.queries) if scale > 0 else 0.0 for g in found.projected_gradients]
+
+    def apply(self, coefficients: list[float], loss: float | None = None) -> None:
+        """θ ← θ + Σ_i coefficient_i · s∘z_i over the queries of this step, which then is over."""
+        self.masters.move(coefficients, step=self.steps)
+        for log in (self.trajectory.append if self.trajectory else None, self.log):
+            if log:
+                log(coefficients, loss)
+        self.steps += 1
+        self.losses += [] if loss is None else [loss]
+
+    @torch.inference_mode()
+    def _estimate(self, batches: tuple[Any, ...]) -> Estimate:
         clean, losses = self._evaluated(batches)
         if not all(map(math.isfinite, [*clean, *losses])):
             self.masters.restore()
             raise FloatingPointError(f"the loss is not finite at step {self.steps}; lower mu or lr")
         pairs = list(zip(losses[::2], losses[1::2], strict=True))
-        report = StepReport(
+        return Estimate(
             loss=sum(losses) / len(losses),
             projected_gradients=[(up - down) / (2 * self.mu) for up, down in pairs],
             rises=[(up + down) / 2 - base for base in clean for up, down in pairs],
-            masks=self.masters.subsets(range(self.queries), step=self.steps),
+            masks=self.masters.draws.subsets(range(self.queries), step=self.steps),
         )
-        coefficients = self._coefficients(report)
-        self.masters.move(coefficients, step=self.steps)
-        if self.trajectory:
-            self.trajectory.append(coefficients, report.loss)
-        self.steps += 1
-        self.losses.append(report.loss)
-        return report
 
     def _evaluated(self, batches: tuple[Any, ...]) -> tuple[list[float], list[float]]:
         """L₀, where it is asked for, and L₊ and L₋ of every query; the last perturbation is left in place."""
@@ -115,10 +191,6 @@ class TwoPointRefiner:
     def _losses(self, batch: Any) -> Tensor:
         return self.prefix.run(batch, lambda: self.loss_fn(self.model, batch).float())
 
-    def _coefficients(self, report: StepReport) -> list[float]:
-        scale = report.rms if self.normalize == "rms" else 1.0
-        return [-self.lr * g / (scale * self.queries) if scale > 0 else 0.0 for g in report.projected_gradients]
-
     def finish(self) -> None:
         """Seal the trajectory with a hash of the refined weights; a log without it ends early."""
         if self.trajectory:
@@ -129,57 +201,37 @@ class TwoPointRefiner:
         return self.masters.drift()
 
 
-class ZeroOrderRefiner(TwoPointRefiner):
-    """g_i = (L(θ+μ s∘z_i) − L(θ−μ s∘z_i)) / 2μ for `queries` draws, then θ ← θ − lr · mean_i g_i s∘z_i.
+@dataclass(frozen=True)
+class Cosine:
+    """A rate that falls from `lr` at step 0 to 0 at `steps`, along half a cosine."""
 
-    `loss_fn(model, batch)` gives per-example losses of shape (n,), or one loss for the whole batch; L is their
-    mean over all micro-batches and ranks. `layers` names groups of `weight_groups(model)`. `normalize="rms"`
-    divides by the rms of the g_i of the step, so that the length of a step does not depend on the loss's
-    scale. The model is put in eval mode and stays there.
+    lr: float
+    steps: int
 
-    With `trajectory`, every step is appended to that file as it is made; a file that is already there is
-    replayed first, and `steps` says how many steps that were. It must be of the same base and settings, and of
-    the same `context`: JSON values that say what else the run depends on (loss, data).
+    def __call__(self, step: int) -> float:
+        return self.lr * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
 
-    It takes 4 bytes a refined weight beside the model. `prefix` says for how long hidden states below the first
-    refined layer are reused: `off`, for the `step`, or for the `run`, which takes their memory and asks that batch
-    objects come again unchanged.
 
-    With `subset` below 1 every query perturbs and moves a random part of the layers only, each in with that
-    probability (LeZO). `clean` evaluates L₀ too, once a step: reports then tell the rises that
-    `online_sensitivity` takes.
-    """
-
-    masters: Masters
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: Callable[[nn.Module, Any], Tensor],
-        *,
-        layers: list[str],
-        mu: float,
-        lr: float,
-        queries: int = 1,
-        noise: str = "rademacher",
-        normalize: str = "none",
-        seed: int = 0,
-        trajectory: Path | None = None,
-        context: Mapping[str, Any] | None = None,
-        prefix: str = "step",
-        subset: float = 1.0,
-        clean: bool = False,
-    ) -> None:
+def _chosen(
+    model: nn.Module,
+    layers: Sequence[str] | None,
+    tensors: Mapping[str, nn.Parameter] | None,
+    directions: Mapping[str, Tensor] | None,
+) -> dict[str, nn.Parameter]:
+    if tensors is not None:
+        return dict(tensors)
+    if layers is not None:
         groups = weight_groups(model)
         if unknown := set(layers) - set(groups):
             raise ValueError(f"layers={sorted(unknown)}: choose among {', '.join(groups)}")
-        base = fingerprint(model) if trajectory else ""
-        chosen = {k: p for layer in layers for k, p in groups[layer].items()}
-        scales = logged_scales(trajectory, chosen) if trajectory else None
-        masters = Masters(chosen, seed=seed, noise=noise, subset=subset, scales=scales)
-        reuse = PrefixReuse(model, layers, prefix)
-        super().__init__(
-            model, loss_fn, masters, reuse, mu=mu, lr=lr, queries=queries, normalize=normalize, clean=clean
-        )
-        if trajectory:
-            self._resume(trajectory, base, {"layers": layers}, context)
+        return {k: p for layer in layers for k, p in groups[layer].items()}
+    named = dict(model.named_parameters())
+    for name, direction in (directions or {}).items():
+        if name not in named or named[name].shape != direction.shape:
+            raise ValueError(f"directions: the model has no tensor {name} of shape {tuple(direction.shape)}")
+    return {k: named[k] for k in directions or {}}
+
+
+def _named(layers: Sequence[str] | None, chosen: Mapping[str, nn.Parameter]) -> list[str]:
+    """What a log says of the choice."""
+    return list(chosen) if layers is None else list(layers)

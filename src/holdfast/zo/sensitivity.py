@@ -1,4 +1,5 @@
-"""Layer-wise robustness sensitivity from forward passes alone."""
+"""Layer-wise robustness sensitivity from forward passes alone: by a probe of its own, or from a refinement's own
+evaluations, the rises of random subsets regressed on their masks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.zo.perturb import Masters
-from holdfast.zo.prefix import LayerStates
+from holdfast.zo.prefix import LayerStates, layers_below
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ def sensitivity(
     on a loss that is not finite.
     """
     states = LayerStates(model)
+    depths = {group: len(layers_below(model, tensors)) for group, tensors in groups.items()}
     clean: list[Tensor] = []
     pairs: dict[str, list[Tensor]] = {group: [] for group in groups}
     for place, group in progress([(place, group) for place in range(len(batches)) for group in groups]):
         losses = partial(_losses, model, loss_fn, batches[place])
         if place == len(clean):
             clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
-        handed = partial(states.run, states.depth(group, groups[group]), losses)
+        handed = partial(states.run, depths[group], losses)
         pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, draws, group))
     return {group: Sides(torch.cat(clean), *torch.cat(found, dim=2)) for group, found in pairs.items()}
 
@@ -90,3 +92,19 @@ def _finite(losses: Tensor, places: list[str]) -> Tensor:
         if not row.isfinite().all():
             raise FloatingPointError(f"the loss is not finite {place}")
     return losses
+
+
+def online_sensitivity(rises: Tensor, masks: Tensor) -> Tensor:
+    """How much each group adds to the rise ½(L₊ + L₋) − L₀ when it is perturbed: float64, shape (L,).
+
+    rises: (m,), one a query; masks: (m, L), bool, the groups that were in. Least squares with an intercept. The
+    second-order terms between layers have mean zero over the noise, so they average out as m grows; a group that
+    was always in, or never, is not identified and gets the solution of least norm. Bootstrap intervals by
+    resampling the rows. Raises `ValueError` unless m > L.
+    """
+    m, groups = masks.shape
+    if m <= groups:
+        raise ValueError(f"{m} evaluations cannot tell {groups} groups apart; more than {groups} are needed")
+    design = torch.cat([masks.double(), torch.ones(m, 1, dtype=torch.float64, device=masks.device)], dim=1).cpu()
+    solved = torch.linalg.lstsq(design, rises.double().cpu()[:, None], driver="gelsd").solution  # of any rank
+    return solved[:groups, 0]

@@ -107,15 +107,20 @@ class MasterWeights(torch.optim.Optimizer):
         """Nothing: `training_step` has moved the weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        masters: Masters = self.refiner.masters
-        own = {"values": masters.values, "scales": masters.scales, "steps": self.refiner.steps}
+        masters = self._masters()
+        own = {"values": masters.values, "scales": masters.draws.scales, "steps": self.refiner.steps}
         return super().state_dict() | {"masters": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         own = state_dict["masters"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "masters"})
+        masters = self._masters()
         for name, value in own["values"].items():
-            self.refiner.masters.values[name].copy_(value)
-        self.refiner.masters.scales.update(own["scales"])
+            masters.values[name].copy_(value)
+        masters.draws.scales.update(own["scales"])
         self.refiner.steps = own["steps"]
-        self.refiner.masters.restore()
+        masters.restore()
+
+    def _masters(self) -> Masters:
+        assert isinstance(self.refiner.masters, Masters)  # as the mixin names layers
+        return self.refiner.masters

@@ -1,6 +1,6 @@
 """A refinement is its log: base weights + trajectory = refined weights, bitwise, in any process.
 
-One JSON object a line: a header (hash of the base weights, settings, and what `Masters.header` tells, such as each
+One JSON object a line: a header (hash of the base weights, settings, and what `Moves.header` tells, such as each
 refined tensor's dtype and scale s), one record a step with the coefficients of its queries, and a seal with the
 hash of the refined weights. Numbers that arithmetic depends on are hexadecimal floats. Every line carries a hash
 that covers all lines before it, so that an edit anywhere shows. A line is flushed as it is written; what a killed
@@ -21,7 +21,7 @@ from torch import nn
 
 from holdfast.zo.digest import digest, fingerprint
 from holdfast.zo.directions import Span, alignment_directions
-from holdfast.zo.perturb import Masters, Perturbed
+from holdfast.zo.perturb import Masters, Moves
 
 FORMAT = "holdfast trajectory 1"
 BEGIN_ANEW = "move it away to begin anew"
@@ -44,7 +44,7 @@ class Trajectory:
     chain: str = ""
 
     @classmethod
-    def open(cls, path: Path, base: str, masters: Perturbed, settings: dict[str, Any]) -> Trajectory:
+    def open(cls, path: Path, base: str, masters: Moves, settings: dict[str, Any]) -> Trajectory:
         """Continue the log at `path`, dropping a torn last line, or begin one.
 
         Raises `TrajectoryError` if the log there is of another base or of other settings, or no log.
@@ -113,13 +113,13 @@ class Trajectory:
         self.steps.append(coefficients)
         self.losses += seen.values()
 
-    def seal(self, masters: Perturbed) -> None:
+    def seal(self, masters: Moves) -> None:
         """Close the log, unless it is closed already."""
         if self.sealed is None:
             self.sealed = digest(masters.tensors.items())
             self._write({"sealed": self.sealed, "steps": len(self.steps)})
 
-    def replay_into(self, masters: Perturbed) -> int:
+    def replay_into(self, masters: Moves) -> int:
         """Repeat every step; gives their number."""
         for step, coefficients in enumerate(self.steps):
             masters.move(coefficients, step=step)
@@ -173,7 +173,7 @@ def sealed_log(path: Path, model: nn.Module) -> Trajectory:
     return log
 
 
-def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Perturbed:
+def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Moves:
     """The masters that the log's header describes, on its base model. Raises `TrajectoryError` for a wrong origin."""
     header, named = log.header, dict(model.named_parameters())
     scales = {name: float.fromhex(t["scale"]) for name, t in header["tensors"].items()}
