@@ -86,13 +86,10 @@ def _stage(stage: str, given: list[str]) -> Path:
     """Run a stage in this process; its folder."""
     import importlib
 
-    from omegaconf import OmegaConf
-
     from holdfast.runtime.run import Names, Run
     from holdfast.runtime.tracking import Tracker
     from holdfast.settings.compose import composed
     from holdfast.settings.paths import Layout
-    from holdfast.settings.schema import READS
 
     cfg = composed(given)
     layout, names = Layout.of(cfg), Names(cfg.model.name, cfg.align.name, cfg.method.name)
@@ -103,7 +100,7 @@ def _stage(stage: str, given: list[str]) -> Path:
         "evaluate": layout.evaluate(*names, cfg.seed),
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
-    granted = OmegaConf.masked_copy(cfg, list(READS[stage]))
     module = importlib.import_module(f"holdfast.stages.{stage}")
+    granted = cfg.only(module.STAGE.reads)
     module.run(Run(stage, stage, granted, cfg.seed, names, layout, out, Tracker(cfg, stage, stage, {}, out, {})))
     return out

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import UserError
 from holdfast.planning import memory, work
-from holdfast.planning.memory import Batch
+from holdfast.planning.memory import Sizes
 from holdfast.planning.remedies import STAGES, remedy, with_values
 from holdfast.planning.shape import Shape, config_of, shape_of
 from holdfast.planning.stages import Case
@@ -123,13 +123,13 @@ def test_a_remedy_fits_and_what_is_proposed_next_takes_less(llama_8b):
     assert STAGES["probe"](smaller).memory < STAGES["probe"](llama_8b).memory
 
 
-batches = st.builds(Batch, st.integers(1, 64), st.integers(1, 512), st.integers(1, 512))
+batches = st.builds(Sizes, st.integers(1, 64), st.integers(1, 512), st.integers(1, 512))
 
 
 @settings(max_examples=50, deadline=None)
 @given(batches, batches)
 def test_memory_grows_with_the_batch(shape, one, other):
-    larger = Batch(
+    larger = Sizes(
         *(
             max(pair)
             for pair in zip(
@@ -179,7 +179,7 @@ def test_what_a_backward_keeps_is_what_is_counted(kind, dtype):
 
     sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"vocab_size": 64, "head_dim": 16}
-    batch = Batch(3, 24, 1)
+    batch = Sizes(3, 24, 1)
 
     def of_sizes(layers: int) -> Model:
         architecture = {"model_type": kind, "num_hidden_layers": layers, **sizes}

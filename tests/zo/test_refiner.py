@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from holdfast.zo import Cosine, PerturbationError, ZeroOrderRefiner, weight_groups
+from holdfast.zo import Cosine, PerturbationError, ZeroOrderRefiner, fingerprint, weight_groups
 from holdfast.zo.directions import Span
 from holdfast.zo.noise import NOISES, Stream, noise
 from holdfast.zo.perturb import Masters

@@ -1,6 +1,6 @@
 """Tune: apply a method and score it on the tuning split, without keeping the model; for sweeps.
 
-holdfast tune -m method=fo_refine refine.first_order_lr=1e-4,3e-4 seed=100,101
+holdfast tune -m method=fo_refine method.lr=1e-4,3e-4 seed=100,101
 holdfast tune sweep=multirun/tune/<date> out=tuning.csv        # what that sweep found, a row a setting
 """
 
@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
+from holdfast.runtime.tracking import flatten
 from holdfast.settings.options import Config
 from holdfast.stages.evaluate import bench_of
 from holdfast.stages.refine import inputs as refine_inputs
 from holdfast.stages.refine import refined
 
-METHOD = ("sigma", "tie", "rho", "alpha", "over_refusal")
-REFINE = ("loss", "steps", "queries", "batch_size", "mu", "lr", "first_order_lr")
 NOISE = 2**33  # added to the seed, whose own streams probe, refinement and evaluation have seen
 
 
@@ -108,14 +107,12 @@ def summary(arguments: list[str]) -> str:
 def _row(scores: Path) -> dict[str, object]:
     import pandas as pd
 
-    cfg = OmegaConf.load(scores.parent / "config.yaml")
+    cfg = OmegaConf.to_container(OmegaConf.load(scores.parent / "config.yaml"))
     frame = pd.read_parquet(scores)
     found = frame.groupby("perturbation", sort=False)[["asr", "utility"]].mean()
-    select = cfg.method.select
-    row: dict[str, object] = {"method": cfg.method.name, "seed": frame["seed"].iloc[0]}
-    row["method.select"] = f"{select.rule} {select.k}" if select.rule.endswith("_k") else select.rule
-    row |= {f"method.{key}": cfg.method.get(key) for key in METHOD}
-    row |= {f"refine.{key}": cfg.refine[key] for key in REFINE}
+    row: dict[str, object] = {"method": cfg["method"]["name"], "seed": frame["seed"].iloc[0]}  # type: ignore[call-overload,index]
+    given = flatten({part: cfg[part] for part in ("method", "refine")})  # type: ignore[call-overload,index]
+    row |= {key: value for key, value in given if key not in ("method.name", "method.kind")}
     noisy = found["asr"].drop("none")
     row |= {f"{name} asr": value for name, value in noisy.items()}
     return row | {"mean asr": noisy.mean(), "clean asr": found["asr"]["none"], "utility": found["utility"]["none"]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from holdfast.methods.method import METHODS, Method
+from holdfast.methods.method import METHODS, PASS, Method
 from holdfast.settings.options import Positive
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from holdfast.methods.batches import Batch
     from holdfast.methods.task import Outcome, Task
-
-PASS = 3  # forward-equivalents: one forward, and a backward that counts as two
 
 
 @METHODS.register("first_order")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 METHODS = Registry("method", "holdfast.methods")
 LOSSES = Registry("loss", "holdfast.methods.losses")
 
+PASS = 3  # forward-equivalents of a gradient: one forward, and a backward that counts as two
 Noise = Literal["rademacher", "gaussian"]
 Normalize = Literal["none", "rms"]
 

@@ -1,4 +1,4 @@
-"""What an evaluation takes: see `holdfast.evaluate`, `holdfast.scorer` and `holdfast.perturbations`."""
+"""What an evaluation takes: see `holdfast.evaluation` and `holdfast.perturbations`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.planning import memory, work
-from holdfast.planning.memory import FLOAT, Batch
+from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.stages import Case, Demand
 from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
@@ -49,13 +49,13 @@ def _scoring(case: Case, scored: Rows) -> float:
     spread, new = round(prompt - float(scored.prompts.min())), e.max_new_tokens
     opening = max(case.texts.score)
     told = max(opening, round(float(scored.responses.max()))) if e.utility == "exact_match" else opening
-    started = memory.cache(s, rows, prompt) + memory.forward(s, Batch(rows, prompt, 1))
+    started = memory.cache(s, rows, prompt) + memory.forward(s, Sizes(rows, prompt, 1))
     continued = (
         memory.cache(s, rows, prompt + told) + memory.logits(s, rows, told) + rows * told * s.vocabulary * FLOAT
     )
     decoded = memory.cache(s, rows, prompt + new) + memory.logits(s, rows, 2)
-    answered = memory.forward(s, Batch(rows, prompt + new, min(prompt + new, new + spread)))
-    asked = memory.forward(s, Batch(rows, prompt, prompt)) if e.utility == "perplexity" else 0
+    answered = memory.forward(s, Sizes(rows, prompt + new, min(prompt + new, new + spread)))
+    asked = memory.forward(s, Sizes(rows, prompt, prompt)) if e.utility == "perplexity" else 0
     return max(started, continued, decoded, answered, asked)
 
 
@@ -85,7 +85,7 @@ def kept(case: Case, perturb: Any) -> tuple[float, float]:
     return 0, 0
 
 
-def _training(case: Case, rows: int) -> Batch:
+def _training(case: Case, rows: int) -> Sizes:
     """A batch of training rows with their responses, of the longest."""
     return case.texts.train.batch(rows, 1, case.texts.train.responses, len(case.texts.train))
 
@@ -113,8 +113,8 @@ def _scored(case: Case, rows: Rows) -> list[Pass]:
     """Margins: the prompts once, and every opening after them."""
     s, size = case.shape, min(case.cfg.evaluate.batch_size, len(rows))
     batches, prompt = _batches(rows, size), _mean(rows.prompts)
-    openings = [work.forward(s, Batch(size, k - 1, k), batches, past=prompt) for k in case.texts.score if k > 1]
-    return [work.forward(s, Batch(size, prompt, 1), batches), *openings]
+    openings = [work.forward(s, Sizes(size, k - 1, k), batches, past=prompt) for k in case.texts.score if k > 1]
+    return [work.forward(s, Sizes(size, prompt, 1), batches), *openings]
 
 
 def _useful(case: Case, rows: Rows) -> list[Pass]:
@@ -122,10 +122,10 @@ def _useful(case: Case, rows: Rows) -> list[Pass]:
     size, prompt, answer = min(e.batch_size, len(rows)), _mean(rows.prompts), _mean(rows.responses)
     batches = _batches(rows, size)
     if e.utility == "perplexity":
-        return [work.forward(s, Batch(size, prompt, prompt), batches)]
+        return [work.forward(s, Sizes(size, prompt, prompt), batches)]
     return [
-        work.forward(s, Batch(size, prompt, 1), batches),
-        work.forward(s, Batch(size, answer, answer), batches, past=prompt),
+        work.forward(s, Sizes(size, prompt, 1), batches),
+        work.forward(s, Sizes(size, answer, answer), batches, past=prompt),
     ]
 
 
@@ -134,15 +134,15 @@ def _generated(case: Case, rows: Rows) -> list[Pass]:
     e, s = case.cfg.evaluate, case.shape
     size, prompt, new = min(e.batch_size, len(rows)), _mean(rows.prompts), e.max_new_tokens
     batches = _batches(rows, size)
-    steps = work.forward(s, Batch(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
-    return [work.forward(s, Batch(size, prompt, 1), batches), steps]
+    steps = work.forward(s, Sizes(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
+    return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
 
 
 def _judged(case: Case, rows: Rows) -> list[Pass]:
     """The likelihood of the responses, as if no two were the same."""
     e, s = case.cfg.evaluate, case.shape
     size, long = min(e.batch_size, len(rows)), _mean(rows.prompts) + e.max_new_tokens
-    return [work.forward(s, Batch(size, long, e.max_new_tokens), _batches(rows, size))]
+    return [work.forward(s, Sizes(size, long, e.max_new_tokens), _batches(rows, size))]
 
 
 def _perturbed(case: Case, perturb: Any) -> list[Pass]:

@@ -20,7 +20,7 @@ TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 8
 
 
 @dataclass(frozen=True)
-class Batch:
+class Sizes:
     """(rows, tokens) through the model, with logits at `columns` of the positions."""
 
     rows: int
@@ -31,9 +31,9 @@ class Batch:
     def size(self) -> int:
         return self.rows * self.tokens
 
-    def cut(self, longest: int) -> Batch:
+    def cut(self, longest: int) -> Sizes:
         """Rows that are longer end there."""
-        return Batch(self.rows, min(self.tokens, longest), min(self.columns, longest))
+        return Sizes(self.rows, min(self.tokens, longest), min(self.columns, longest))
 
 
 def cache(s: Shape, rows: int, tokens: int) -> float:
@@ -41,7 +41,7 @@ def cache(s: Shape, rows: int, tokens: int) -> float:
     return 2 * s.kv * len(s.layers) * s.width * rows * tokens
 
 
-def states(s: Shape, batch: Batch) -> float:
+def states(s: Shape, batch: Sizes) -> float:
     """The output of one layer."""
     return s.width * s.hidden * batch.size
 
@@ -51,18 +51,18 @@ def logits(s: Shape, rows: int, columns: int) -> float:
     return rows * columns * s.vocabulary * (s.width + FLOAT + (FLOAT if s.width < FLOAT else 0))
 
 
-def working_set(s: Shape, batch: Batch) -> float:
+def working_set(s: Shape, batch: Sizes) -> float:
     """Of one layer's forward, at its worst."""
     scores = s.heads * batch.tokens * (2 * s.width + FLOAT) if s.eager else 0
     return batch.size * (STATES * s.hidden * s.width + max(MLP * s.intermediate * s.width, scores))
 
 
-def forward(s: Shape, batch: Batch) -> float:
+def forward(s: Shape, batch: Sizes) -> float:
     """Without gradients, and without a cache."""
     return max(working_set(s, batch), 2 * states(s, batch) + logits(s, batch.rows, batch.columns))
 
 
-def saved(s: Shape, batch: Batch, layers: int, full: bool) -> float:
+def saved(s: Shape, batch: Sizes, layers: int, full: bool) -> float:
     """What a backward through the `layers` upper ones needs; `full`: gains are trained as well."""
     norm = FLOAT + s.width + (s.width if full else 0)
     scores = s.heads * batch.tokens * (FLOAT + (s.width if s.width < FLOAT else 0)) if s.eager else 0
@@ -70,20 +70,20 @@ def saved(s: Shape, batch: Batch, layers: int, full: bool) -> float:
     return layers * batch.size * token
 
 
-def backward(s: Shape, batch: Batch, layers: int) -> float:
+def backward(s: Shape, batch: Sizes, layers: int) -> float:
     """Forward and backward of our own losses, weights' gradients aside: log-probabilities at `columns`."""
     copies = s.width + 3 * FLOAT + (FLOAT + s.width if s.width < FLOAT else 0)
     head = batch.rows * batch.columns * s.vocabulary * copies
     return saved(s, batch, layers, full=False) + max(working_set(s, batch), 2 * states(s, batch) + head)
 
 
-def adapted(s: Shape, batch: Batch, rank: int) -> float:
+def adapted(s: Shape, batch: Sizes, rank: int) -> float:
     """Adapters on all linears, and what they keep beside the model's own: their inputs in float32."""
     inputs = FLOAT * s.inputs * batch.size if s.width < FLOAT else 0
     return ADAPTER * rank * (s.inputs + s.outputs) + inputs
 
 
-def trainer_backward(s: Shape, batch: Batch, cuda: bool, full: bool = True) -> float:
+def trainer_backward(s: Shape, batch: Sizes, cuda: bool, full: bool = True) -> float:
     """The same in TRL's trainers, which take the head in tiles: of the response's tokens alone by Triton's kernel, of
     all tokens and with some copies elsewhere. `full`: all weights train; the head's gradient is summed in float32."""
     scored = batch.rows * (batch.columns if cuda else batch.tokens)

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from holdfast.methods.method import PASS
 from holdfast.planning import memory, work
-from holdfast.planning.memory import FLOAT, Batch
+from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Pass
 from holdfast.settings.options import Config
 
 SCRATCH = 2**26  # bytes in which the subspace places its tensors
-PASS = 1 + work.BACKWARD  # forward-equivalents of a first-order step
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     return Demand(peak, forwards, forwards * usual.rows, passes)
 
 
-def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
+def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     """Masters, gradients and AdamW's moments of what moves, and what a method keeps beside them: see
     `holdfast.methods.first_order`."""
     r, s, m = case.cfg.refine, case.shape, case.cfg.method
@@ -187,7 +187,7 @@ def _gradients(case: Case, worst: Batch, chosen: int, steps: int) -> Demand:
     return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
 
 
-def _without_loss(case: Case, worst: Batch, budget: int) -> Demand:
+def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:
     """Controls that ask no loss, or only for the states of benign prompts."""
     r, s, kind = case.cfg.refine, case.shape, case.cfg.method.kind
     walk = [work.copying(s.matrices * (2 * FLOAT + s.width + FLOAT * r.queries), r.steps)]

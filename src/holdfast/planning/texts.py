@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from holdfast.errors import UserError
 from holdfast.methods import LOSSES
 from holdfast.methods.losses import reads
-from holdfast.planning.memory import Batch
+from holdfast.planning.memory import Sizes
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 
@@ -39,12 +39,12 @@ class Rows:
         prompts, responses = (self.prompts, other.prompts), (self.responses, other.responses)
         return Rows(np.concatenate(prompts), np.concatenate(responses))
 
-    def batch(self, size: int, copies: int, answers: Lengths, draws: int) -> Batch:
+    def batch(self, size: int, copies: int, answers: Lengths, draws: int) -> Sizes:
         """The longest of the batches that `draws` rows fill, each of `size` rows and `copies` sequences a row, their
         `answers` being (n,) tokens. Logits are taken from the end of the shortest prompt on."""
         longest = round(float(np.quantile(self.prompts + answers, draws / (draws + 1))))
         shortest = round(float(np.quantile(self.prompts, 1 / (size + 1))))
-        return Batch(size * copies, longest, max(1, longest - shortest))
+        return Sizes(size * copies, longest, max(1, longest - shortest))
 
 
 class Texts:
@@ -84,7 +84,7 @@ class Texts:
             )
         return self._rows(split, label, cap, cap or 0)
 
-    def losses(self, loss: str, size: int, draws: int) -> Batch:
+    def losses(self, loss: str, size: int, draws: int) -> Sizes:
         """A batch of an alignment loss: see `Rows.batch`."""
         opening, rows = max(self.loss), self.train
         copies, answers = {

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from holdfast.planning.memory import FLOAT, Batch
+from holdfast.methods.method import PASS
+from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
 
-BACKWARD = 2  # forwards that a backward counts as
 LAYER_SECONDS = 4e-4  # Python's and the launches' part of one layer's forward
 
 
@@ -38,7 +38,7 @@ class Pass:
         return self.times * (computing + self.moved / machine.bandwidth + LAYER_SECONDS * self.layers)
 
 
-def forward(s: Shape, batch: Batch, times: float = 1, share: float = 1, past: int = 0) -> Pass:
+def forward(s: Shape, batch: Sizes, times: float = 1, share: float = 1, past: int = 0) -> Pass:
     """`share` of the layers run; `past` tokens of each row are in the cache."""
     attention = 4 * s.hidden * batch.size * (past + batch.tokens / 2) * len(s.layers)
     head = s.hidden * s.vocabulary
@@ -49,10 +49,10 @@ def forward(s: Shape, batch: Batch, times: float = 1, share: float = 1, past: in
     return Pass(flops, read, logits, share * len(s.layers), times)
 
 
-def backward(s: Shape, batch: Batch, times: float = 1) -> list[Pass]:
+def backward(s: Shape, batch: Sizes, times: float = 1) -> list[Pass]:
     """A forward and the backward after it."""
     one = forward(s, batch, times)
-    return [one, replace(one, times=BACKWARD * times)]
+    return [one, replace(one, times=(PASS - 1) * times)]
 
 
 def copying(moved: float, times: float = 1) -> Pass:

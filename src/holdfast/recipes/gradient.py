@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import Field
 
+from holdfast.methods.method import PASS
 from holdfast.recipes.recipe import RECIPES, Stepwise, Trained
 from holdfast.settings.options import AtLeastZero, Count, Options, Positive
 
 if TYPE_CHECKING:
     from holdfast.runtime.run import Run
-
-PASS = 3  # forward-equivalents of a first-order step: a backward counts as two
 
 
 class Lora(Options):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from holdfast.methods.method import Noise, Normalize
 from holdfast.recipes.recipe import RECIPES, Stepwise, Trained
 from holdfast.settings.options import Count, Positive
 
@@ -18,8 +19,8 @@ class ZerothOrderAlignment(Stepwise):
 
     mu: Positive
     queries: Count
-    noise: Literal["rademacher", "gaussian"]
-    normalize: Literal["none", "rms"]
+    noise: Noise
+    normalize: Normalize
 
     def align(self, run: Run, model: Any, tokenizer: Any, rows: Any, parts: tuple[range, ...]) -> Trained:
         """The steps cut their batches themselves where memory runs out: `parts` is not read."""

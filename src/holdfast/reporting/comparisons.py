@@ -141,13 +141,13 @@ class Comparisons:
         return min(means, key=means.__getitem__) if means else self.claims.methods.first_orders[0]
 
     def against(self, claim: str, model: str, family: str, one: str, other: str, rule: verdicts.Rule) -> Row:
-        """Two methods at a family's headline level; *no room* where the reference does well enough there."""
+        """Two methods at a family's headline level; *not measurable* where the reference hardly fails there."""
         at = self.headline[family]
         row = self.difference(claim, model, family, (one, at), (other, at), rule)
         tuned = sampled(self.metrics, model, self.reference, at, "asr_margin_tune") if at else np.empty((0, 1))
         if row.verdict or tuned[:, 0].mean() >= self.setting.headline_asr:
             return row
-        return replace(row, rule=None, verdict=verdicts.NO_ROOM)
+        return replace(row, rule=None, verdict=verdicts.NOT_MEASURABLE)
 
     def difference(
         self, claim: str, model: str, family: str, one: Side, other: Side, rule: verdicts.Rule, metric: str = ""

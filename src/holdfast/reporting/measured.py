@@ -71,7 +71,7 @@ class Measured:
 
 
 def simulated(cfg: Config, prompts: int, threshold_prompts: int) -> str:
-    """One sentence on how often the interval holds the truth in simulated studies of this size."""
+    """One sentence on how often the interval contains the true value in simulated studies of this size."""
     tables, seeds = cfg.tables, len(cfg.study.seeds)
     at = tables.coverage
     verdicts, matched = {}, {}
@@ -83,7 +83,7 @@ def simulated(cfg: Config, prompts: int, threshold_prompts: int) -> str:
         )
     return (
         f"In simulated studies of this size with true rates {', '.join(f'{r:.0%}' for r in at.rates)} and seeds that "
-        f"spread by {', '.join(f'{100 * s:g}' for s in at.spreads)} points the interval held the truth in "
+        f"spread by {', '.join(f'{100 * s:g}' for s in at.spreads)} points the interval contained the true value in "
         f"{_range(verdicts)} for rates of verdicts ({at.studies} studies each) and in {_range(matched)} at matched "
         f"over-refusal ({at.matched_studies})."
     )

@@ -90,7 +90,7 @@ class Setting:
         columns: dict[str, tuple[str, str, float] | None] = {}
         for family, at in self.headline.items():
             if at is None:
-                columns[f"{family} (no room)"] = None
+                columns[f"{family} (not measurable)"] = None
             else:
                 columns[self.named(at[0], family, at[1])] = (at[0], family, at[1])
         return columns

@@ -128,7 +128,7 @@ def _main_caption(setting: Setting) -> str:
 
 
 def _columns(metrics: Metrics, model: str, method: str, metric: str, setting: Setting) -> dict[str, np.ndarray]:
-    """Column -> (seeds, 1 + resamples); a family without room has no seeds."""
+    """Column -> (seeds, 1 + resamples); a family that is not measurable has no seeds."""
     columns = {"clean": sampled(metrics, model, method, CLEAN, metric)}
     if metric not in NAMES:
         return columns

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from holdfast.statistics.intervals import Difference, Estimate
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
-NO_ROOM, NOT_RUN = "no room", "not run"
+NOT_MEASURABLE, NOT_RUN = "not measurable", "not run"
 Rule = Callable[[Difference, bool, float], str]
 """Of a difference, whether its p is significant, and the margin, to a verdict."""
 

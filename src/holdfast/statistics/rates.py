@@ -186,7 +186,7 @@ def area(levels: np.ndarray, values: np.ndarray) -> np.ndarray:
 def headline_points(metrics: Metrics, reference: str, asr: float) -> dict[str, tuple[str, float] | None]:
     """Family -> (perturbation, level) of its headline point: the mildest at which the reference's ASR at matched
     over-refusal on the tuning split, by margins (nothing is generated there), reaches `asr`, averaged over seeds
-    and models; None where no point does (the family says *no room*). Mildest: the least mean ASR that does.
+    and models; None where no point does (the family says *not measurable*). Mildest: the least mean ASR that does.
     """
     mean: dict[str, dict[tuple[str, float], list[float]]] = {}
     for point, found in metrics.items():

@@ -1,1 +1,0 @@
-"""holdfast: safety alignment that survives noise, quantization and pruning."""

@@ -1,9 +1,0 @@
-"""Refinement methods: each is a class whose fields are its options, named by `kind` in its YAML.
-
-Importing this room registers them, and imports no torch.
-"""
-
-from holdfast.methods import controls, first_order, zeroth_order
-from holdfast.methods.method import LOSSES, METHODS, Method
-
-__all__ = ["LOSSES", "METHODS", "Method", "controls", "first_order", "zeroth_order"]

@@ -1,1 +1,0 @@
-"""What is measured: log-probabilities of a model, rates over records, and their intervals."""
