@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.__main__ import MODULES
 from holdfast.commands import plan, tune
 from holdfast.errors import UserError
 from holdfast.settings.compose import composed, sweep
@@ -120,3 +123,90 @@ def test_no_number_is_in_the_workflow():
     root = CONF.parent
     for path in [root / "Snakefile", *(root / "workflow" / "rules").glob("*.smk")]:
         assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?", path.read_text())) <= {"9.0", "2", "1"}
+
+
+WRONG = {
+    "method/mine.yaml": "# @package _global_\nmethod: {kind: first_order, lr: -1}\n",
+    "perturb/mine.yaml": "mine: {kind: rtn, family: f, levels: [2], draws: 1, group_size: 0}\n",
+    "align/mine.yaml": "# @package _global_\ndefaults: [sft, _self_]\nalign: {warmup: 2}\n",
+    "judge/mine.yaml": "# @package _global_\ndefaults: [rules, _self_]\njudge: {max_repeats: some}\n",
+    "study/mine.yaml": "# @package _global_\nstudy: {models: [tiny], aligns: [sft], methods: [], seeds: [0]}\n",
+    "model/mine.yaml": "# @package _global_\nmodel: {path: x, dtype: float8}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method=mine", "method.lr=-1: must be above 0 (in {}/method/mine.yaml)"),
+        ("perturb=[mine]", "perturb.mine.group_size=0: must be at least 1 (in {}/perturb/mine.yaml)"),
+        ("align=mine", "align.warmup=2: must be at most 1 (in {}/align/mine.yaml)"),
+        ("judge=mine", "judge.max_repeats=some: give a whole number (in {}/judge/mine.yaml)"),
+        ("study=mine", "study.methods: the list is empty; give at least one (in {}/study/mine.yaml)"),
+        ("model=mine", "model.dtype=float8: choose one of float32, bfloat16, float16, auto (in {}/model/mine.yaml)"),
+    ],
+)
+def test_a_bad_value_names_the_file_that_it_stands_in(tmp_path, override, words):
+    for name, text in WRONG.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        composed([f"hydra.searchpath=[{tmp_path}]", override])
+    assert str(error.value) == words.format(tmp_path)
+
+
+def test_a_value_of_the_command_line_names_no_file():
+    with pytest.raises(UserError) as error:
+        composed(["study=paper", "refine.queries=0"])
+    assert str(error.value) == "refine.queries=0: must be at least 1"
+
+
+@pytest.mark.parametrize("model", ["some/folder", "Organization/model-7b"])
+def test_a_model_may_be_a_folder_or_an_id_of_the_hub(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some/folder").mkdir(parents=True)
+    found = composed([f"model={model}"]).model
+    assert found.name == "own"
+    assert found.path == (str(tmp_path / model) if model == "some/folder" else model)
+    assert composed(["model=llama-3.2-1b-instruct"]).model.path == "meta-llama/Llama-3.2-1B-Instruct"
+
+
+def test_a_study_does_not_overwrite_what_a_method_was_tuned_to():
+    tuned = composed(["study=paper", "method=zo_alignment_subspace", "refine.lr=0.7"]).method
+    assert (tuned.lr, tuned.mu, tuned.sigma) == (0.2, 0.1, 0.1)
+    common = composed(["study=paper", "method=zo_all", "refine.lr=0.7"]).method
+    assert (common.lr, common.mu) == (0.7, 0.1)
+    own = composed(["study=paper", "method=fo_smoothed"]).method
+    assert (own.lr, own.sigma) == (1e-5, 0.1)
+    assert composed(["study=paper", "method=fo_smoothed", "method.lr=3e-5"]).method.lr == 3e-5
+
+
+def test_a_name_is_that_of_its_file():
+    with pytest.raises(UserError, match=r"method\.name=other: the name is that of the file, zo_all"):
+        composed(["method=zo_all", "method.name=other"])
+    variant = composed(["study=steps", "method=zo_all_half"]).method
+    assert (variant.name, variant.kind, variant.share) == ("zo_all_half", "zeroth_order", 0.5)
+    with pytest.raises(UserError, match="method=zo_all_half: no such choice"):
+        composed(["method=zo_all_half"])
+
+
+def test_help_lists_verbs_and_keys_without_torch():
+    code = "import sys; from holdfast.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+
+    def told(*words: str) -> str:
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    listed = told("--help")
+    for verb in MODULES:
+        assert f"  {verb} " in listed
+        assert told(verb, "--help").startswith(f"holdfast {verb}")
+    assert "method.mu = 0.6   number > 0" in told("refine", "--help")
+    assert "method.rho = 0.05   number > 0" in told("refine", "method=sam", "--help")
+
+
+def test_an_unknown_verb_is_answered_in_one_line(stage):
+    ended = stage("refin")
+    assert ended.stderr.startswith("holdfast refin: refin: no such verb; did you mean refine? choose one of data, ")
+    assert ended.stderr.count("\n") == 1

@@ -56,7 +56,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
         [*command, "data.dir=prompts", *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "matched ASR in %, before and after: " in ended.stderr.splitlines()[-1]
+    assert "matched ASR in %, before and after: " in ended.stdout.splitlines()[-1]
     out = tmp_path / "hardened"
     assert tensors(out) == tensors(base)
     refined = tmp_path / "results/harden-some-folder/own/none/refine/zo_selective/s0/model"
@@ -87,8 +87,8 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
     [
         (["model=x"], "out: no value is given; holdfast harden model=<Hub id or folder> out=<folder>"),
         (["model=x/y/z", "out=o"], "model.path=x/y/z: no such folder, and no id of the Hub"),
-        (["model=x", "out=o", "refine.stepz=1"], "refine.stepz: no such key; did you mean steps?"),
-        (["model=x", "out=o", "study.methods=[aligned]"], "give aligned and the method to harden with"),
+        (["model=x/y", "out=o", "refine.stepz=1"], "refine.stepz: no such key; did you mean steps?"),
+        (["model=x/y", "out=o", "study.methods=[aligned]"], "give aligned and the method to harden with"),
     ],
 )
 def test_bad_input_is_answered_before_anything_runs(arguments, told, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def digests(folder: Path) -> dict[str, str]:
 def ran(tmp_path_factory):
     """A copy of the repository in which the smoke study has been run once."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("Snakefile", "workflow", "profiles", "conf", "src", "environment.yml", "pyproject.toml"):
+    for name in ("Snakefile", "workflow", "profiles", "conf", "src", "pyproject.toml"):
         source = REPOSITORY / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / name)

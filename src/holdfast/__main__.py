@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         if any(word in ("-h", "--help") for word in rest):
             from holdfast.settings.help import help_of
 
-            print(help_of(verb, docstring(verb), MODULES[verb]))
+            given = [word for word in rest if word not in ("-h", "--help")]
+            print(help_of(verb, docstring(verb), MODULES[verb], given))
             return
         said = importlib.import_module(MODULES[verb]).main(rest)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How well a judge agrees with people on which responses refuse.
+"""Say how well a judge agrees with people on which responses refuse.
 
 holdfast calibrate judge=<name> data=<completions.csv>[,<another>…] [judge.<key>=…] [--json]
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from holdfast.judges.judge import Verdicts
 
+READS = ("judge",)
 COLUMNS = ("prompt", "completion", "final_label")
 # XSTest's annotation (Röttger et al., 2024), where a partial refusal counts as a refusal.
 HUMAN = {"1_full_compliance": False, "2_full_refusal": True, "3_partial_refusal": True}

@@ -1,4 +1,4 @@
-"""Compare: runs of one or several studies side by side: what differs in their settings, and what in their metrics.
+"""Set runs of one or several studies side by side: what differs in their settings, and what in their metrics.
 
 holdfast compare results/tiny                     # the methods of one study
 holdfast compare results/tiny results/mine --all  # several studies; rows without a difference too

@@ -1,4 +1,4 @@
-"""Harden: refine a model that comes aligned, evaluate it before and after, and write what can be shipped.
+"""Refine a model that comes aligned, evaluate it before and after, and write what can be shipped.
 
 holdfast harden model=<Hub id or folder> out=<folder> [overrides, as of study=harden]
 """
@@ -17,6 +17,8 @@ from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
 from holdfast.settings.paths import SHARE, Layout
 
+READS = ("data", "probe", "method", "refine", "perturb", "judge", "evaluate", "claims")
+BASE = ("study=harden", "model=own")  # what all overrides come on top of
 HERE = ("data.dir", "model.origin", "results", "tracking.dir")  # paths, given from where the user stands
 
 
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> str:
     model, out, overrides = _parsed(arguments)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there and not empty; give a new folder")
-    cfg = composed(["study=harden", "model=own", *overrides])
+    cfg = composed([*BASE, *overrides])
     method = _method(cfg)
     base = fetched(model, cfg.model.revision)  # a model that is not to be had says so before anything is begun
     layout = Layout.of(cfg)
@@ -59,11 +61,18 @@ def _parsed(arguments: list[str]) -> tuple[str, Path, list[str]]:
         if not value:
             raise UserError(f"{key}: no value is given; holdfast harden model=<Hub id or folder> out=<folder>")
     given = asked["model"]
-    path = str(Path(given).absolute()) if Path(given).is_dir() else given
+    chosen = composed([f"model={given}"]).model  # a name of conf/model, a folder or a Hub id
+    path = str(chosen.path)
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", path.rstrip("/").rpartition("/")[2]).strip("-.")
+    for key in ("revision", "chat_template"):
+        overrides += [f"model.{key}={value}"] * ((value := getattr(chosen, key)) is not None)
     if not any(override.startswith("results=") for override in overrides):
         overrides.append(f"results={Path('results').absolute()}")
-    return given, Path(asked["out"]), [f"study.name=harden-{name}", f"model.path={path}", *overrides]
+    return (
+        path if given == chosen.name else given,
+        Path(asked["out"]),
+        [f"study.name=harden-{name}", f"model.path={path}", *overrides],
+    )
 
 
 def _is_path(key: str, value: str) -> bool:

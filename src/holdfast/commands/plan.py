@@ -1,4 +1,4 @@
-"""Plan: what a study will take, before anything is loaded: memory, disk, forwards and time of every stage.
+"""Say what a study will take, before anything is loaded: memory, disk, forwards and time of every stage.
 
 holdfast plan study=paper
 holdfast plan study=paper 'study.models=[llama-3.1-8b-instruct]' 'plan.gpu_gib=[80]'

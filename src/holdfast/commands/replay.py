@@ -1,4 +1,4 @@
-"""Replay: base weights + trajectory = refined weights, bitwise.
+"""Make the refined weights again, bitwise, from the base weights and a trajectory.
 
 holdfast replay base=<Hub id or folder> trajectory=<file> out=<folder>
 

@@ -1,4 +1,4 @@
-"""Tune: apply a method and score it on the tuning split, without keeping the model; for sweeps.
+"""Apply a method and score it on the tuning split, without keeping the model; for sweeps.
 
 holdfast tune -m method=fo_refine method.lr=1e-4,3e-4 seed=100,101
 holdfast tune sweep=multirun/tune/<date> out=tuning.csv        # what that sweep found, a row a setting

@@ -111,7 +111,7 @@ def _split(prompt: str, shares: dict[str, float]) -> str:
 
 
 def _pretraining(train: Rows, count: int, openings: Openings, seed: int) -> Rows:
-    """A base model that acknowledges every prompt, and knows refusals from what nobody can do."""
+    """Rows for a base model: it acknowledges every prompt, and refuses requests that nobody can serve."""
     rng = random.Random(seed)
     yes, no = (openings["loss"][way] + openings["score"][way] for way in ("compliance", "refusal"))
     drawn = [rng.choice(train)["prompt"] for _ in range(count)]

@@ -23,7 +23,7 @@ READERS: dict[str, Callable[[Any], pd.DataFrame]] = {
 
 
 def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Columns prompt, response, rejected (these two "" where there is none) and label; and what there is to say of it.
+    """Columns prompt, response, rejected (these two "" where there is none) and label; and notes on the source.
 
     That is `left_out`, how many rows `where` and `columns.pair.required` left out, and for a data set of the Hub the
     `revision` it came from.

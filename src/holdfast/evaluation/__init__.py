@@ -1,4 +1,4 @@
-"""What a model answers under a perturbation, and what its answers are worth."""
+"""What a model answers under a perturbation, and how its answers are scored."""
 
 from holdfast.evaluation.options import EvaluateOptions
 

@@ -33,7 +33,7 @@ class Scorer:
         self.useful = prompts.index[(prompts["split"] == "test") & (prompts["label"] == "benign")].tolist()
 
     def batched(self, rows: list[int], work: Callable[[list[int]], None]) -> None:
-        """`work` on a batch after another: rows of like length together, in an order that depends on the prompts
+        """`work` on a batch after another: rows of similar length together, in an order that depends on the prompts
         alone."""
         self.parts.each(sorted(rows, key=lambda i: len(self.prompts[i])), work)
 

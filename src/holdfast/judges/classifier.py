@@ -149,7 +149,7 @@ def _single_token(tokenizer: Any, text: str) -> int:
 
 
 def _loaded(judge: Classifier, device: str) -> tuple[Any, Any]:
-    """(model, tokenizer) from safetensors alone; prompts are padded on the left, where no reply begins."""
+    """(model, tokenizer) from safetensors alone. Prompts are padded on the left: the reply follows on the right."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Who decides what a response is: refused, complied or incoherent; or unscored, where no verdict can be had."""
+"""Who decides what a response is: refused, complied or incoherent; or unscored, where the judge gives no verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a classifier's reply to what it judged; a reply that says nothing clear is None, never a judgement."""
+"""From a classifier's reply to what it judged; an unclear reply gives None."""
 
 from __future__ import annotations
 

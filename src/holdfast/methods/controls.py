@@ -1,4 +1,4 @@
-"""Controls: what a gain must exceed before it is put down to zeroth-order refinement."""
+"""Controls: a gain counts for zeroth-order refinement only if it is larger than theirs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @METHODS.register("sign_shuffled")
 class SignShuffled(Method):
-    """The walk of the refinement `of`, its noise and its coefficients, every sign drawn again by a coin: what moving
-    that far does without the loss having a say."""
+    """The walk of the refinement `of`, its noise and its coefficients, every sign drawn again by a fair coin. It moves
+    the weights as far, and the loss does not decide where."""
 
     of: str
 

@@ -32,8 +32,7 @@ class Descent:
         self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
 
     def gradient(self, batch: Batch, share: float = 1.0) -> Tensor:
-        """Adds `share` of the gradient of the mean loss at the weights to that of the masters; the loss, on its
-        device."""
+        """Add `share` times the gradient of the mean loss to the masters' gradients; gives the loss, on its device."""
         losses: list[Tensor] = []
 
         def add(part: Batch) -> None:
@@ -47,7 +46,7 @@ class Descent:
         return torch.stack(losses).sum()
 
     def noisy_gradient(self, batch: Batch, step: int, sigma: float, signs: tuple[int, ...]) -> Tensor:
-        """The gradient's mean over weights displaced by ±σ s∘z, where they stay; the mean loss."""
+        """The mean gradient over weights displaced by ±σ s∘z, which stay displaced; gives the mean loss."""
         losses = []
         try:
             for sign in signs:

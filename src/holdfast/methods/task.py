@@ -48,8 +48,8 @@ class Task:
         return self.batches.stream(self.batch_size, self.seed)
 
     def logged(self, begin: Callable[[], T]) -> T:
-        """`begin()`, which continues the log at `trajectory`. A log that does not fit may be all that is left of
-        another refinement: it gets a free name beside it, and a line says so.
+        """`begin()`, which continues the log at `trajectory`. A log that does not fit may be the only
+        record of another refinement: it is moved to a free name beside it, and a line says so.
 
         Raises `UserError` for another log that does not do.
         """

@@ -1,4 +1,4 @@
-"""Low-rank adapters: trained beside the weights, then merged into them, so that nothing else need know of them."""
+"""Low-rank adapters: trained beside the weights, then merged into them, so that later stages see a plain model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def merge(tuned: Any, base: dict[str, Any], ids: Any) -> None:
 
 
 def _centred(logits: Any) -> Any:
-    """Logits as probabilities see them: a constant over the vocabulary is nothing to these."""
+    """Logits minus their mean over the vocabulary, because a constant does not change probabilities."""
     return logits.float() - logits.float().mean(-1, keepdim=True)
 
 

@@ -117,7 +117,7 @@ def load(path: str | Path, model: Model) -> tuple[Any, Any]:
 
 
 def _refuse_quantized(path: str | Path, folder: Path) -> None:
-    """Noise, pruning and refinement act on weights, of which packed integers hold none."""
+    """Raise `UserError` for a quantized checkpoint: noise, pruning and refinement need weights of a float type."""
     config = folder / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     if "quantization_config" in found:

@@ -62,7 +62,7 @@ def package(refined: Path, base: Path, given: str, cfg: Config, out: Path) -> No
 
 
 def _linked(source: str, target: str) -> str:
-    """A second name for the same file where the file system allows it, for weights are large."""
+    """A hard link where the file system allows it, because weights are large; else a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -82,7 +82,7 @@ def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
 
 
 def _agree(base: Path, made: Path, same_type: bool) -> str:
-    """What there is to say of names and types; a head that is tied to the embeddings need not be stored twice."""
+    """Compare names, shapes and types of the tensors; gives the card's line. A tied head need not be stored twice."""
     ours, theirs = tensors(made), tensors(base)
     tied = json.loads((made / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
     missing = {name for name in theirs.keys() - ours.keys() if not (tied and name.startswith("lm_head"))}

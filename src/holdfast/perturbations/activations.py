@@ -66,7 +66,7 @@ class _Noise:
         self.rows: dict[torch.device, Tensor] = {}  # (n, t): each token's row, on the devices that ask for it
 
     def locate(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before a forward: which row of noise every token takes. A prompt begins where its own hash says."""
+        """Before a forward: which row of noise every token takes. A prompt's first row is given by its hash."""
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
         mask = kwargs.get("attention_mask")

@@ -33,7 +33,7 @@ class Decoding(Perturbation):
 
 @PERTURBATIONS.register("prefill")
 class Prefill(Perturbation):
-    """The first `level` tokens of a compliant answer are put in the model's mouth."""
+    """The model's answer is made to begin with the first `level` tokens of a compliant answer."""
 
     level = Level("tokens", whole=True)
     label = "{level:g} tokens"

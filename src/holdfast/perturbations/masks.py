@@ -23,7 +23,7 @@ def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:
 
 @contextmanager
 def without(model: Any, share: float, score: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Scores of one matrix at a time: `argsort` takes eight bytes a weight."""
+    """The lowest share of each matrix is zero inside. One matrix at a time: `argsort` takes eight bytes a weight."""
     weights = {name: linear.weight for name, linear in decoder_linears(model).items()}
     with restored(weights):
         with torch.no_grad():
@@ -48,7 +48,7 @@ def input_norms(model: Any, bench: Bench, count: int) -> dict[str, Tensor]:
 
 
 def _squares(model: Any, linears: dict[str, nn.Linear], batch: Sequences) -> dict[str, Tensor]:
-    """Sums of the squared inputs over a batch's tokens, name -> (in,); of a batch that fails nothing is counted."""
+    """Sums of the squared inputs over a batch's tokens, name -> (in,); a batch that fails counts nothing."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:

@@ -14,7 +14,7 @@ from holdfast.settings.options import Count
 
 @PERTURBATIONS.register("magnitude")
 class Magnitude(Perturbation):
-    """The smallest weights of each output go."""
+    """The smallest weights of each output become zero."""
 
     level = Level("share of the weights", most=1)
     label = "{name} {percent:g} %"
@@ -29,8 +29,8 @@ class Magnitude(Perturbation):
 
 @PERTURBATIONS.register("wanda")
 class Wanda(Perturbation):
-    """The weights with the smallest |W_ij| · ‖x_j‖ of each output go (Sun et al., *A Simple and Effective Pruning
-    Approach for Large Language Models*, 2023), x the inputs of that layer on benign training rows.
+    """The weights with the smallest |W_ij| · ‖x_j‖ of each output become zero (Sun et al., *A Simple and Effective
+    Pruning Approach for Large Language Models*, 2023), x the inputs of that layer on benign training rows.
 
     Norms are taken on the dense model, all layers at once.
     """

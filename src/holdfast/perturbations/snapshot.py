@@ -54,7 +54,7 @@ def shallow(model: Any) -> Any:
 
 @contextmanager
 def restored(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Keep a copy in main memory, and copy it back at the end: nothing is ever undone by arithmetic."""
+    """Keep a copy in main memory, and copy it back at the end. Arithmetic would not restore the bits."""
     copies = {name: _in_main_memory(p.detach()) for name, p in tensors.items()}
     try:
         yield

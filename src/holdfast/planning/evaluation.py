@@ -130,7 +130,7 @@ def _useful(case: Case, rows: Rows) -> list[Pass]:
 
 
 def _generated(case: Case, rows: Rows) -> list[Pass]:
-    """As if no response ended before its time."""
+    """Every response counts with its full length."""
     e, s = case.cfg.evaluate, case.shape
     size, prompt, new = min(e.batch_size, len(rows)), _mean(rows.prompts), e.max_new_tokens
     batches = _batches(rows, size)
@@ -139,7 +139,7 @@ def _generated(case: Case, rows: Rows) -> list[Pass]:
 
 
 def _judged(case: Case, rows: Rows) -> list[Pass]:
-    """The likelihood of the responses, as if no two were the same."""
+    """The likelihood of the responses; each counts as a different one."""
     e, s = case.cfg.evaluate, case.shape
     size, long = min(e.batch_size, len(rows)), _mean(rows.prompts) + e.max_new_tokens
     return [work.forward(s, Sizes(size, long, e.max_new_tokens), _batches(rows, size))]

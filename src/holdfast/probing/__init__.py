@@ -1,4 +1,4 @@
-"""How much a layer matters to the alignment: the ways of asking, and what is chosen by the answers."""
+"""How sensitive each layer is: the measurements, and the layers that are selected by them."""
 
 from holdfast.probing.options import ProbeOptions
 

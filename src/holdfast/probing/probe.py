@@ -1,4 +1,4 @@
-"""Every way in which the probe asks a layer how much it matters: each gives one tidy frame."""
+"""The probe's measurements of each layer's sensitivity: each gives one tidy frame."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Probe:
         return pd.concat(sides, ignore_index=True)
 
     def together(self) -> pd.DataFrame:
-        """Noise on the weights of all decoder layers at once, at every radius: what the single rises add up to."""
+        """Noise on the weights of all decoder layers at once, at every radius: to compare with the single rises."""
         import pandas as pd
 
         from holdfast.perturbations.snapshot import decoder_matrices

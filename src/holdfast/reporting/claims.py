@@ -104,8 +104,8 @@ def _caption(setting: Setting, cfg: Config, best: list[str]) -> str:
         f"{' (utility: nats per token, a hundredth a point)' if setting.utility == 'perplexity' else ''}. C5 and O1 "
         f"against first-order: interval below +{margin} supports, above refutes; p of non-inferiority. C4, mean rank "
         f"correlation of seeds (jackknife): interval above {c.stable:g} supports, below refutes. Overhead: at most "
-        f"{c.overhead:.1%} of alignment. Not measurable: {setting.reference} stays below {setting.headline_asr:.0%} at the "
-        f"headline level on the tuning split. O1's first-order method ({', '.join(best) or 'none was run'}) is "
+        f"{c.overhead:.1%} of alignment. Not measurable: {setting.reference} stays below {setting.headline_asr:.0%} "
+        f"at the headline level on the tuning split. O1's first-order method ({', '.join(best) or 'none was run'}) is "
         "the one with the lowest mean of the primary metric over families, chosen after the fact, which "
         "counts against us. " + setting.caption()
     )

@@ -48,7 +48,7 @@ def above(e: Estimate, least: float) -> str:
 
 
 def within(e: Estimate, most: float) -> str:
-    """A cost, which is counted, not estimated."""
+    """A cost at most `most`; it is counted, not estimated."""
     return _verdict(e.mean <= most, e.mean > most)
 
 

@@ -1,4 +1,4 @@
-"""Memory: kept for the next tensor of a size; and when it runs out, the same work on smaller parts of a batch."""
+"""Memory: freed blocks are kept for reuse, and work that runs out of memory is done again in smaller parts."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def release_freed() -> None:
 
 
 def _glibc(function: str, *arguments: int) -> None:
-    """Where the C library is another, nothing happens."""
+    """Does nothing with another C library."""
     call = getattr(ctypes.CDLL(None), function, None)
     if call:
         call(*arguments)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an exception says; torch's own kinds are all `RuntimeError`."""
+    """Whether an exception says that memory ran out; torch's own kinds are all `RuntimeError`."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
     )
 
 
 class Parts:
-    """Cuts batches, which have a length and can be sliced, into parts of at most `rows` rows; that halves whenever
-    memory runs out, says so, and stays. `key` names the setting that a user may lower."""
+    """Cuts batches, which have a length and can be sliced, into parts of at most `rows` rows. Whenever memory runs
+    out, `rows` is halved for good, and a line says so. `key` names the setting that a user may lower."""
 
     def __init__(self, key: str, rows: int | None = None) -> None:
         self.key, self.rows = key, rows

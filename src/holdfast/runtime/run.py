@@ -109,7 +109,7 @@ class Stage:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
         given = get_args_parser().parse_args(arguments)
         place = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
-        spelled = expanded([*place, *given.overrides])[len(place) :]
+        spelled = [word for word in expanded([*place, *given.overrides]) if word not in place]
         flags = [word for word in arguments if word not in given.overrides]
         sys.argv[:] = [f"holdfast {self.name}", *flags, *spelled]
         ready()
@@ -167,7 +167,7 @@ def _require(paths: dict[Path, str]) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own lines: the libraries' bars and notices off, their errors on."""
+    """Turn off the libraries' progress bars and notices; their errors stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

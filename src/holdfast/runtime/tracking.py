@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless told otherwise, and never in the way."""
+"""Logging to Weights & Biases, offline by default."""
 
 from __future__ import annotations
 

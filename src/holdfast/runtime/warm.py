@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 
 def kind() -> list[str | None]:
-    """What libraries settle for good while they load: whose they are, and how many threads they take."""
+    """What cannot change once libraries are loaded: their environment, and the number of threads."""
     return [sys.prefix, os.environ.get("OMP_NUM_THREADS")]
 
 
@@ -95,7 +95,7 @@ def serve(folder: str, alive: int) -> None:
 
 
 def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
-    """In a fork, what it shall become and its streams; None in the server."""
+    """In a fork: the request that it serves, and its streams. In the server: None."""
     connection, _ = server.accept()
     streams: list[int] = []
     with connection:
@@ -115,7 +115,7 @@ def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
 
 
 def _loaded(stage: str) -> bool:
-    """Whether the stage's libraries are there now. What is wrong with them, or with its name, the caller will say."""
+    """Load the stage's libraries; whether that worked. The caller reports what is wrong."""
     from holdfast.runtime.run import quiet
 
     try:

@@ -11,10 +11,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.errors import UserError
@@ -31,7 +32,9 @@ NO_FILE = "outside"
 @cache
 def ready() -> None:
     """Let Hydra take every key of a section: pydantic refuses those that are none, and says what would be one."""
-    node = OmegaConf.create({name: {} for name in sections()})
+    # A section's name is that of its file; so it may stand in interpolations too.
+    named = {name: {"name": f"${{hydra:runtime.choices.{name}}}"} for name in NAMED}
+    node = OmegaConf.create({name: named.get(name, {}) for name in sections()})
     for name in node:
         OmegaConf.set_struct(node[name], False)
     ConfigStore.instance().store(name="schema", node=node)
@@ -47,6 +50,7 @@ def composed(overrides: list[str]) -> Config:
         cfg = _hydra(asked)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explained(error)) from None
+    HydraConfig.instance().set_config(cfg)  # which names resolve by
     chosen = cfg.hydra.runtime.choices
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
@@ -140,12 +144,11 @@ def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     variants = (data.get("study") or {}).get("variants") or {}
     for part in NAMED:
         own, name = data[part], str(chosen.get(part))
-        given = own.get("name", name)
+        given = own["name"]
         variant = part == "method" and (variants.get(given) or {}).get("method", given) == name
         outside = part in OUTSIDE and given == own.get("_target_")
         if given != name and part != "study" and not (variant or outside):
             raise BadValue(f"{part}.name", f"{part}.name={given}: the name is that of the file, {name}; leave it out")
-        own["name"] = given
     return data
 
 
@@ -160,9 +163,9 @@ def expanded(overrides: list[str]) -> list[str]:
     one = variants[name]
     base = one.get("method") or name
     own = [f"++method.{key}={value}" for key, value in _flat(one.get("options") or {})]
-    spelled = [f"method={base}", *([f"++method.name={name}"] * (base != name)), *own]
+    own += [f"++method.name={name}"] * (base != name)
     at = found.index(f"method={name}")
-    return [*found[:at], *spelled, *found[at + 1 :]]
+    return [*own, *found[:at], f"method={base}", *found[at + 1 :]]  # what the user sets comes later, and wins
 
 
 def _spelled(override: str, overrides: list[str]) -> list[str]:
@@ -218,6 +221,8 @@ def explained(error: Exception) -> str:
         return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not of the form key=value ({_first_line(error)})"
+    if isinstance(error, InterpolationKeyError):
+        return f"{getattr(error, 'full_key', '')}: {_first_line(error)}"
     text = str(error)
     group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)
     if group:

@@ -45,7 +45,8 @@ class BadValue(Exception):
 
 def bad_value(error: ValidationError, prefix: str, options: type[Options]) -> BadValue:
     """What pydantic found first; `prefix` is the key of the section that `options` reads."""
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     path = [str(part) for part in first["loc"] if isinstance(part, str)]
     key = ".".join([prefix, *path])
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
@@ -113,7 +114,7 @@ def _bare(annotation: Any) -> Any:
 def place(key: str, overrides: list[str], chosen: Mapping[str, Any]) -> str:
     """` (in <file>)` for a value that a YAML file gives; nothing for one of the command line, or of no file."""
     given = (re.match(r"[+~]*([\w./@-]+)=", override) for override in overrides)
-    if any(one and (key == one[1] or key.startswith(f"{one[1]}.")) for one in given):
+    if any(one and one[1] not in chosen and f"{key}.".startswith(f"{one[1]}.") for one in given):
         return ""
     found = next((path for path in _files(overrides, chosen) if _gives(path, key)), None)
     return "" if found is None else f" (in {found})"

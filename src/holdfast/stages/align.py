@@ -1,4 +1,4 @@
-"""Teach the base model to refuse, by one of the recipes; a model that comes aligned is taken as it is."""
+"""Teach the base model to refuse, by one of the recipes; take a model that comes aligned as it is."""
 
 from __future__ import annotations
 

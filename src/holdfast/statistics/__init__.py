@@ -1,1 +1,1 @@
-"""What is measured: log-probabilities of a model, rates over records, and their intervals."""
+"""Rates over records, their intervals, and how far raters and rankings agree."""

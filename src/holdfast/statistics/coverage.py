@@ -1,4 +1,4 @@
-"""How often the printed intervals contain the truth, in simulated studies of the same size.
+"""How often the printed intervals contain the true value, in simulated studies of the same size.
 
 A study has seeds whose true rates are drawn from a beta distribution of given mean and standard deviation, and
 pairs of prompts that are hard or easy for every seed alike: a margin is normal, half of its variance is its

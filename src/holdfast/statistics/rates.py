@@ -49,7 +49,7 @@ def threshold(margins: np.ndarray, weights: np.ndarray, over_refusal: float) -> 
 
 @lru_cache(maxsize=4)
 def _threshold(part: Part, over_refusal: float) -> np.ndarray:
-    """Kept for a while: that of the clean model is asked for at every point."""
+    """Cached, because every point asks for that of the clean model."""
     return threshold(part.margin, part.weights, over_refusal)
 
 

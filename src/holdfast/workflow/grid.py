@@ -88,7 +88,7 @@ class Workflow:
 
     @property
     def asked(self) -> dict[str, str]:
-        """Of the products that the study has, each one's name, and how it is asked for."""
+        """Name of each product that the study has -> what `tables.make` says for it."""
         found = {asked: PRODUCTS[asked] for asked in ("estimates", *self.cfg.tables.make)}
         return {product.name: asked for asked, product in found.items() if product.wanted(self.cfg)}
 
@@ -104,7 +104,7 @@ class Workflow:
         return [self.estimates / name for name in ESTIMATES] + list(dict.fromkeys(found))
 
     def reported(self, product: str) -> dict[str, Any]:
-        """The composed values that a product reads: of the rules of the claims the estimates need none."""
+        """The composed values that a product reads. The estimates do not read the rules of the claims."""
         unread = ("claims", "probe") if product == "estimates" else ()
         values = self.settings("tables")
         values["tables"] = {
@@ -120,7 +120,7 @@ class Workflow:
         return [(self.estimates if isinstance(made, Files) else folder) / name for name in made.files(self.cfg)]
 
     def report(self, path: Path) -> dict[str, Any]:
-        """How a file of the tables stage appears in the report: nothing of one that does not."""
+        """How a file of the tables stage appears in the report; empty for one that does not."""
         if path.suffix not in (".html", ".png"):
             return {}
         table = path.suffix == ".html"
@@ -129,8 +129,8 @@ class Workflow:
         return {"caption": caption, "category": "Tables" if table else "Figures", "labels": {"name": title}}
 
     def targets(self) -> list[Path]:
-        """The tables, and every stage's metrics beside them: were a stage to fail, Snakemake deletes its
-        metrics, and a table that is older than the failure can no longer pass for current."""
+        """The tables, and every stage's metrics. Snakemake deletes the metrics of a stage that fails, so that a table
+        from before the failure no longer counts as made."""
         layout = self.layout
         made = [layout.data, *(layout.root / "tables" / name for name in self.products)]
         made += layout.probes(self.study)

@@ -1,4 +1,4 @@
-"""The control that shows what descent adds: the same noise and lengths of steps, with signs by fair coins."""
+"""A control for descent: the same noise and the same lengths of steps, with random signs."""
 
 from __future__ import annotations
 

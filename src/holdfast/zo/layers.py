@@ -11,7 +11,7 @@ SUPPORTED = "supported are decoders of Llama's form: Llama, Qwen2, Qwen3, Mistra
 
 
 def layer_of(name: str) -> str | None:
-    """`layer.3` for a tensor of decoder layer 3; None for one of none."""
+    """`layer.3` for a tensor of decoder layer 3; None for a tensor of no layer."""
     match = LAYER.search(name)
     return f"layer.{match[1]}" if match else None
 

@@ -1,4 +1,4 @@
-"""Exact perturbation: forward weights are written from float32 masters, never added to and subtracted from."""
+"""Exact perturbation: forward weights are written from float32 masters; nothing is added and subtracted in place."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class ZeroOrderRefiner:
             self.masters.restore()
 
     def coefficients(self, found: Estimate) -> list[float]:
-        """−lr · g_i / queries, by the rms of the g_i where that is asked for: what a step applies."""
+        """−lr · g_i / queries, divided by the rms of the g_i if `normalize` says so: what a step applies."""
         scale = found.rms if self.normalize == "rms" else 1.0
         rate = self.lr(self.steps) if callable(self.lr) else self.lr
         return [-rate * g / (scale * self.queries) if scale > 0 else 0.0 for g in found.projected_gradients]

@@ -20,7 +20,7 @@ from holdfast.zo.refiner import ZeroOrderRefiner
 
 @dataclass(frozen=True)
 class ZOArguments:
-    """What the trainer's own arguments do not say; the learning rate and the seed they do."""
+    """What is not among the trainer's own arguments; the learning rate and the seed are."""
 
     mu: float
     queries: int = 1

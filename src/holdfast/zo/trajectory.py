@@ -29,7 +29,7 @@ EARLIER = {"kind": "weights", "subset": (1.0).hex()}  # what headers did not say
 
 
 class TrajectoryError(ValueError):
-    """A log that is not what it should be; the message is one line."""
+    """A log that was edited, ends early, or is of another model or run; the message is one line."""
 
 
 @dataclass
