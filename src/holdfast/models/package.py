@@ -10,6 +10,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from holdfast.errors import UserError
 from holdfast.runtime.files import write_text
 from holdfast.settings.options import Config
@@ -102,6 +104,7 @@ def _agree(base: Path, made: Path, same_type: bool) -> str:
 def _card(refined: Path, base: Path, given: str, cfg: Config, said: str, log: bool) -> str:
     spent = json.loads((refined / "metrics.json").read_text(encoding="utf-8"))
     layout, r = Layout.of(cfg), cfg.refine
+    own = OmegaConf.load(refined / "config.yaml").method  # as it was refined
     table = (layout.tables / "main.md").read_text(encoding="utf-8")
     method = refined.parent.name
     return CARD.format(
@@ -112,8 +115,8 @@ def _card(refined: Path, base: Path, given: str, cfg: Config, said: str, log: bo
         reference=cfg.study.reference,
         layers=", ".join(spent["layers"]),
         steps=len(spent["loss"]),
-        queries=r.queries,
-        mu=r.mu,
+        queries=own.get("queries", r.queries),
+        mu=own.get("mu", r.mu),
         loss=r.loss,
         forwards=spent["forwards"],
         batch=r.batch_size,
