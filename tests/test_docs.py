@@ -52,3 +52,11 @@ def test_pages_of_cards_and_the_paragraph_on_them_are_made_from_their_records():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_files_that_pages_name_are_there():
+    pages = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"))]
+    for page in [*pages, *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|yaml|smk|jinja))`", page.read_text(encoding="utf-8")):
+            found = any((folder / name).exists() for folder in (ROOT, ROOT / "src/holdfast"))
+            assert found or name.startswith("mine/"), f"{page.name}: {name}"

@@ -26,6 +26,7 @@ class ActivationNoise(Perturbation):
     level = Level("σ")
     label = "σ={level:g}"
     random = True
+    keeps = "tables"
 
     @property
     def subdraws(self) -> int:

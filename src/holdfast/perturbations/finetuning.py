@@ -27,6 +27,7 @@ class FineTuning(Perturbation):
     batch_size: Count
     lr: Positive
 
+    keeps = "copy"
     level = Level("steps", whole=True)
     label = "{level:g} steps"
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from holdfast.settings.options import SECTIONS, Config, Count, Options, Registry
 
 PERTURBATIONS = Registry("perturbation", "holdfast.perturbations")
 SECTIONS["perturb"] = Section(PERTURBATIONS, many=True)
+
+
+Keeps = Literal["nothing", "snapshot", "masters", "tables", "packed", "copy"]
 
 
 class Level(NamedTuple):
@@ -40,6 +43,7 @@ class Perturbation(Options):
     label: ClassVar[str] = "{name}"  # how a level reads in tables: of {name}, {level} and {percent}
     random: ClassVar[bool] = False  # whether draws are of noise: captions then tell their number
     quantizes: ClassVar[bool] = False
+    keeps: ClassVar[Keeps] = "snapshot"  # beside the model while a point is evaluated: what a plan counts by
 
     @abstractmethod
     def applied(self, model: Any, point: Point, bench: Bench) -> AbstractContextManager[Arm]:

@@ -75,6 +75,7 @@ class BitsAndBytes(Perturbation):
     scheme: Literal["int8", "nf4", "fp4"]
 
     quantizes = True
+    keeps = "packed"
     level = Level("bits", 4, 8, whole=True)
 
     def ran(self, device: str) -> str:
@@ -98,6 +99,7 @@ class TorchAO(Perturbation):
     shares with the model."""
 
     quantizes = True
+    keeps = "packed"
     level = Level("bits", 8, 8, whole=True)
 
     def ran(self, device: str) -> str:

@@ -23,6 +23,7 @@ class WeightNoise(Perturbation):
     level = Level("σ")
     label = "σ={level:g}"
     random = True
+    keeps = "masters"
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:

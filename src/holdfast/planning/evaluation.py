@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.perturbations.finetuning import FineTuning
+from holdfast.perturbations.pruning import Wanda
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.stages import Case, Demand
@@ -16,7 +18,6 @@ from holdfast.planning.work import Pass
 
 SPLITS = (("test", "benign"), ("test", "harmful"), ("threshold", "benign"))
 PRUNED = 20  # bytes a weight, of one matrix at a time: its scores, their order, what is made of it
-COPIES = {"bnb", "torchao", "finetune"}  # kinds that work on a copy of the model
 
 
 def evaluate(case: Case) -> Demand:
@@ -62,27 +63,27 @@ def _scoring(case: Case, scored: Rows) -> float:
 def kept(case: Case, perturb: Any) -> tuple[float, float]:
     """Bytes beside the model: before the point is scored, and while it is. A snapshot of the weights is in main
     memory, which on a CPU is the same."""
-    s, kind = case.shape, perturb.kind
+    s, keeps = case.shape, perturb.keeps
     snapshot = 0 if case.cuda else s.width * s.matrices
-    if kind == "weight_noise":
+    if keeps == "nothing":
+        return 0, 0
+    if keeps == "masters":
         return FLOAT * (s.matrices + s.matrix), FLOAT * s.matrices
-    if kind == "activation_noise":
+    if keeps == "tables":
         tables = 1024 * FLOAT * s.hidden * len(s.layers)
         return tables, tables
-    if kind in ("bnb", "torchao"):
+    if keeps == "packed":
         packed = s.matrices * int(min(perturb.levels)) / 8
         return packed + 2 * s.width * s.matrix, packed
-    if kind == "finetune":
+    if keeps == "copy":
         batch = _training(case, perturb.batch_size)
         training = memory.backward(s, batch, len(s.layers)) + memory.adapted(s, batch, perturb.rank)
         return s.bytes + training, s.bytes
-    if kind == "wanda":
+    making: float = snapshot + PRUNED * s.matrix
+    if isinstance(perturb, Wanda):
         read = replace(_training(case, min(perturb.calibration, case.cfg.evaluate.batch_size)), columns=1)
-        inputs = 3 * FLOAT * s.intermediate * read.size
-        return max(memory.forward(s, read) + inputs, snapshot + PRUNED * s.matrix), snapshot
-    if kind in ("rtn", "fake_quant", "magnitude"):
-        return snapshot + PRUNED * s.matrix, snapshot
-    return 0, 0
+        making = max(memory.forward(s, read) + 3 * FLOAT * s.intermediate * read.size, making)
+    return making, snapshot
 
 
 def _training(case: Case, rows: int) -> Sizes:
@@ -148,11 +149,10 @@ def _judged(case: Case, rows: Rows) -> list[Pass]:
 def _perturbed(case: Case, perturb: Any) -> list[Pass]:
     """Making the points of one perturbation."""
     s, points = case.shape, _points(perturb)[0]
-    if perturb.kind == "finetune":
+    if isinstance(perturb, FineTuning):
         batch = _training(case, perturb.batch_size)
         return [*work.backward(s, batch, perturb.draws * sum(perturb.levels)), work.copying(2 * s.bytes, points)]
-    if perturb.kind in COPIES:
-        return [work.copying(2 * s.bytes, points)]
-    if perturb.kind in ("decoding", "prefill", "activation_noise"):
+    if perturb.keeps in ("nothing", "tables"):
         return []
-    return [work.copying(3 * (FLOAT + s.width) * s.matrices, points)]
+    moved = 2 * s.bytes if perturb.keeps in ("packed", "copy") else 3 * (FLOAT + s.width) * s.matrices
+    return [work.copying(moved, points)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.planning.evaluation import evaluate, kept
 from holdfast.planning.stages import Case, Demand, adapter, align, probe, refine
+from holdfast.recipes.zeroth_order import ZerothOrderAlignment
 from holdfast.settings.compose import read
 
 STAGES: dict[str, Callable[[Case], Demand]] = {"align": align, "probe": probe, "refine": refine, "evaluate": evaluate}
@@ -63,7 +64,7 @@ def _halved(stage: str, case: Case) -> Iterator[tuple[Case, str]]:
 
 def _otherwise(stage: str, case: Case) -> Iterator[tuple[float, str]]:
     """(bytes, what to do) of other ways, the mildest first."""
-    if stage == "align" and case.cfg.align.kind != "zo":
+    if stage == "align" and not isinstance(case.cfg.align, ZerothOrderAlignment):
         yield adapter(case, RANK), f"LoRA of rank {RANK} in the place of full fine-tuning"
     if stage == "refine" and case.cfg.method.moved:
         count = len(case.shape.layers) // 2

@@ -6,12 +6,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from holdfast.methods.controls import Extrapolate, SignShuffled
+from holdfast.methods.first_order import NoiseStability, Smoothed
 from holdfast.methods.method import PASS
+from holdfast.methods.zeroth_order import Subspace, TwoPoint
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Pass
+from holdfast.recipes.gradient import DPO
+from holdfast.recipes.zeroth_order import ZerothOrderAlignment
 from holdfast.settings.options import Config
 
 SCRATCH = 2**26  # bytes in which the subspace places its tensors
@@ -45,7 +50,7 @@ def align(case: Case) -> Demand:
     a, s, texts = case.cfg.align, case.shape, case.texts
     if not a.trains:
         return Demand(0.0, 0, 0, [])
-    if a.kind == "zo":
+    if isinstance(a, ZerothOrderAlignment):
         return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
     usual, worst = (texts.losses(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
     weights = FLOAT * s.parameters
@@ -60,7 +65,7 @@ def align(case: Case) -> Demand:
     if not case.cuda:  # the tiles of the head, of which every operation is a pass of its own
         passes.append(work.copying(2 * memory.TILE_COPIES * FLOAT * s.vocabulary * usual.size, a.steps))
     forwards, sequences = PASS * a.steps, PASS * a.steps * usual.rows
-    if a.kind == "dpo":
+    if isinstance(a, DPO):
         batches = _reference(case, a)
         passes.append(work.forward(s, usual, batches))
         forwards, sequences = forwards + batches, sequences + batches * usual.rows
@@ -77,7 +82,7 @@ def adapter(case: Case, rank: int) -> float:
 
 def _loss(align: Any) -> str:
     """Of ours, the one whose sequences are those of the recipe."""
-    return "dpo" if align.kind == "dpo" else "nll"
+    return "dpo" if isinstance(align, DPO) else "nll"
 
 
 def _reference(case: Case, settings: Any) -> int:
@@ -124,8 +129,8 @@ def refine(case: Case) -> Demand:
     chosen = s.chosen(m.select.k) if some else sum(s.groups) if everything else s.matrices
     if m.passes:
         found = _gradients(case, worst, chosen, max(1, budget // m.passes))
-    elif m.kind in ("zeroth_order", "subspace"):
-        subspace = m.kind == "subspace"
+    elif isinstance(m, TwoPoint):
+        subspace = isinstance(m, Subspace)
         moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
         found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
     else:
@@ -178,22 +183,22 @@ def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
     kept = FLOAT * chosen * max(m.moved - 1, 0)
     summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
-    running = memory.backward(s, worst, len(s.layers)) + (summed if m.kind == "noise_stability" else 0)
+    running = memory.backward(s, worst, len(s.layers)) + (summed if isinstance(m, NoiseStability) else 0)
     update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)
     peak = s.bytes + kept + max(running, update)
     times = steps * m.passes // PASS
-    write = (FLOAT + s.width) * chosen * (2 if m.kind in ("smoothed", "noise_stability") else 1)
+    write = (FLOAT + s.width) * chosen * (2 if isinstance(m, Smoothed | NoiseStability) else 1)
     passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
     return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
 
 
 def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:
     """Controls that ask no loss, or only for the states of benign prompts."""
-    r, s, kind = case.cfg.refine, case.shape, case.cfg.method.kind
+    r, s, m = case.cfg.refine, case.shape, case.cfg.method
     walk = [work.copying(s.matrices * (2 * FLOAT + s.width + FLOAT * r.queries), r.steps)]
-    if kind == "sign_shuffled":
+    if isinstance(m, SignShuffled):
         return Demand(s.bytes + FLOAT * s.matrices, budget, budget * worst.rows, walk)
-    if kind == "extrapolate":
+    if isinstance(m, Extrapolate):
         return Demand(2 * s.bytes + 3 * FLOAT * s.largest, 0, 0, [work.copying(3 * s.bytes)])
     batch, times = replace(worst, rows=r.batch_size, columns=0), math.ceil(len(case.texts.train) / 2 / r.batch_size)
     passes = [work.forward(s, batch, times)]

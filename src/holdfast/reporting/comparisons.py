@@ -57,8 +57,8 @@ class Comparisons:
 
     def __init__(self, metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> None:
         self.metrics, self.frames, self.cfg, self.claims = metrics, frames, cfg, cfg.claims
-        self.setting = replace(setting, confidence=cfg.claims.confidence, equivalence=cfg.claims.margin)
-        self.reference, self.headline = setting.reference, judged_points(metrics, cfg.claims)
+        self.setting = replace(setting, confidence=cfg.claims.confidence, margin=cfg.claims.margin)
+        self.reference, self.judged_at = setting.reference, judged_points(metrics, cfg.claims)
         self.spent = overheads(frames["costs"], cfg)
 
     def rows(self) -> list[Row]:
@@ -75,7 +75,7 @@ class Comparisons:
 
     def robustness(self, model: str, judged: bool) -> list[Row]:
         ref, paper, rows = self.reference, self.claims.methods.paper, []
-        for family, at in self.headline.items():
+        for family, at in self.judged_at.items():
             clean = self.difference("C1", model, family, (ref, at), (ref, CLEAN), verdicts.fragile)
             rows.append(replace(clean, judged=judged, comparison=f"{ref}: headline − clean"))
             rows.append(replace(self.against("C2", model, family, paper, ref, verdicts.better), judged=judged))
@@ -95,7 +95,7 @@ class Comparisons:
     def layers(self, model: str) -> list[Row]:
         m, rows = self.claims.methods, []
         for method in (m.paper, m.online):
-            for family in self.headline:
+            for family in self.judged_at:
                 rows.append(replace(self.against("C4", model, family, method, m.random, verdicts.better), judged=True))
         parts = {n: self.frames[n][self.frames[n]["model"] == model] for n in ("sensitivity", "online")}
         found = profiles(parts["sensitivity"], parts["online"], self.cfg.probe, self.setting.resamples)
@@ -110,7 +110,7 @@ class Comparisons:
 
     def selected(self, model: str) -> list[Row]:
         m = self.claims.methods
-        rows = [self.against("C5", model, family, m.paper, m.all, verdicts.as_good) for family in self.headline]
+        rows = [self.against("C5", model, family, m.paper, m.all, verdicts.as_good) for family in self.judged_at]
         spent = self.spent[(self.spent["model"] == model) & (self.spent["method"] == m.paper)]
         spent = spent[np.isfinite(spent["overhead"])]  # there is none over an alignment that was not ours
         over = student(100 * spent["overhead"].to_numpy(), self.claims.confidence)
@@ -122,11 +122,11 @@ class Comparisons:
         m, best = self.claims.methods, self.best_first_order(model)
         rows = []
         for method in m.forward_only:
-            for family in self.headline:
+            for family in self.judged_at:
                 rows.append(self.against("O1", model, family, method, best, verdicts.as_good))
                 for control in (m.extrapolate, m.shuffled):
                     rows.append(self.against("O1", model, family, method, control, verdicts.better))
-        for family, at in self.headline.items():
+        for family, at in self.judged_at.items():
             sides = ((m.shuffled, at), (self.reference, at))
             rows.append(self.difference("K1", model, family, *sides, verdicts.equivalent))
         return rows
@@ -135,14 +135,14 @@ class Comparisons:
         """The first-order method whose primary metric is lowest on average over families."""
         means = {}
         for method in self.claims.methods.first_orders:
-            found = [self.primary(model, (method, at)) for at in self.headline.values()]
+            found = [self.primary(model, (method, at)) for at in self.judged_at.values()]
             if all(map(len, found)):
                 means[method] = np.mean([values[:, 0].mean() for values in found])
         return min(means, key=means.__getitem__) if means else self.claims.methods.first_orders[0]
 
     def against(self, claim: str, model: str, family: str, one: str, other: str, rule: verdicts.Rule) -> Row:
         """Two methods at a family's headline level; *not measurable* where the reference hardly fails there."""
-        at = self.headline[family]
+        at = self.judged_at[family]
         row = self.difference(claim, model, family, (one, at), (other, at), rule)
         tuned = sampled(self.metrics, model, self.reference, at, "asr_margin_tune") if at else np.empty((0, 1))
         if row.verdict or tuned[:, 0].mean() >= self.setting.headline_asr:

@@ -66,6 +66,6 @@ def compare(values: np.ndarray, others: np.ndarray, metric: str, setting: Settin
         values - others,
         redrawn(metric, setting),
         setting.confidence,
-        margin=setting.equivalence,
+        margin=setting.margin,
         shares=is_share(metric, setting),
     )

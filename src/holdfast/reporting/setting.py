@@ -31,7 +31,7 @@ class Setting:
     over_refusal: float
     headline_asr: float
     confidence: float
-    equivalence: float
+    margin: float
     utility: str
     judge: str
     unscored: int
@@ -55,7 +55,7 @@ class Setting:
             over_refusal=tables.over_refusal,
             headline_asr=tables.headline_asr,
             confidence=tables.confidence,
-            equivalence=cfg.claims.margin,
+            margin=cfg.claims.margin,
             utility=cfg.evaluate.utility,
             judge=cfg.judge.name,
             unscored=measured.unscored,

@@ -123,7 +123,7 @@ def _main_caption(setting: Setting) -> str:
         "Over-refusal and utility are those of the clean model. Bold: the best of a column. † not significantly "
         f"different from {setting.reference} (paired by seed and prompt, p > {1 - setting.confidence:.2g}, "
         "unadjusted; the CSV has differences, p, Holm's p over the headline cells of the matched ASR, and "
-        f"p_equivalence for a difference within ± {100 * setting.equivalence:g} points). {setting.caption()}"
+        f"p_equivalence for a difference within ± {100 * setting.margin:g} points). {setting.caption()}"
     )
 
 
