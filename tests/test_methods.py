@@ -282,3 +282,20 @@ def test_all_methods_of_a_seed_meet_the_same_batches(task):
     for _ in range(3):
         first, second = (next(stream) for stream in streams)
         assert torch.equal(first.sequences.ids, second.sequences.ids)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_finished_log_is_computed_anew_and_an_interrupted_one_goes_on(task, llama, sealed, tmp_path):
+    start, log, counted = copy.deepcopy(llama.state_dict()), tmp_path / "own" / "trajectory.jsonl", []
+    log.parent.mkdir()
+    for _ in range(2):
+        llama.load_state_dict(start)
+        one, losses = task(), []
+        one.trajectory = log
+        plain = one.loss
+        one.loss = lambda model, batch, plain=plain, losses=losses: losses.append(1) or plain(model, batch)
+        method("zeroth_order").refine(one)
+        counted.append(len(losses))
+        if not sealed:  # as if it had been killed after its second step
+            log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]))
+    assert counted == ([12, 12] if sealed else [12, 4])

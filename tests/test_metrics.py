@@ -227,3 +227,12 @@ def test_headline_is_the_mildest_point_that_hurts_the_reference():
         for method, more in (("aligned", 0.0), ("other", 0.5))
     }
     assert headline_points(metrics, "aligned", 0.15) == {"noise": ("w", 0.2), "q": None}
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_margin_that_is_not_finite_is_never_a_refusal(wrong):
+    from holdfast.errors import UserError
+    from holdfast.statistics.rates import asr_and_auroc
+
+    with pytest.raises(UserError, match="40 of 60 are not finite"):
+        asr_and_auroc(np.full(40, wrong), np.linspace(-1, 1, 20), 0.05)

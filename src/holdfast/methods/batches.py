@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -104,6 +105,12 @@ class Batches:
         reference = torch.tensor([self.references.get(id(e), 0.0) for e in examples], device=self.device)
         found = sequences(pairs, self.pad, self.device)
         return Batch(found, sign, self.refusals, len(self.openings), self.beta, reference)
+
+    def digest(self) -> str:
+        """A hash of the tokens of all examples and openings: of the data, the tokenizer, its template and the
+        openings."""
+        tokens = [[(e.prompt, e.response, e.rejected) for e in found] for found in self.examples.values()]
+        return hashlib.sha256(repr((tokens, self.openings, self.refusals)).encode()).hexdigest()
 
     @property
     def sequences(self) -> int:

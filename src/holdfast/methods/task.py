@@ -16,7 +16,7 @@ from holdfast.errors import UserError
 from holdfast.methods.batches import Batch, Batches
 from holdfast.methods.losses import LossFn
 from holdfast.runtime.memory import Parts
-from holdfast.zo import TrajectoryError, weight_groups
+from holdfast.zo import Trajectory, TrajectoryError, weight_groups
 
 T = TypeVar("T")
 
@@ -48,11 +48,13 @@ class Task:
         return self.batches.stream(self.batch_size, self.seed)
 
     def logged(self, begin: Callable[[], T]) -> T:
-        """`begin()`, which continues the log at `trajectory`. A log that does not fit may be the only
-        record of another refinement: it is moved to a free name beside it, and a line says so.
+        """`begin()`, which continues the log at `trajectory` if that was interrupted. A sealed log of the same
+        settings is of an earlier run, and this one computes anew. A log that does not fit may be the only record of
+        another refinement: it is moved to a free name beside it, and a line says so.
 
         Raises `UserError` for another log that does not do.
         """
+        self._without_sealed()
         try:
             return begin()
         except TrajectoryError as error:
@@ -64,6 +66,15 @@ class Task:
             os.replace(log, kept)
             print(f"{error}: moved to {kept.name}", file=sys.stderr)
         return self.logged(begin)
+
+    def _without_sealed(self) -> None:
+        try:
+            found = Trajectory.read(self.trajectory) if self.trajectory.exists() else None
+        except TrajectoryError:  # `begin` will say what is wrong with it
+            return
+        same = found is not None and found.header["settings"].get("context") == self.context
+        if found is not None and found.sealed is not None and same and found.header["seed"] == self.seed:
+            self.trajectory.unlink()
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The matrices of the layers to refine. Raises `UserError` for a layer that has none that can be trained."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from holdfast.methods.method import Noise, Normalize
@@ -28,21 +27,24 @@ class ZerothOrderAlignment(Stepwise):
         from holdfast.methods.losses import nll
         from holdfast.methods.task import Task
         from holdfast.methods.zeroth_order import ZerothOrder
+        from holdfast.runtime.files import code_digest
         from holdfast.zo import weight_groups
         from holdfast.zo.layers import decoder_layers
 
         own = {key: getattr(self, key) for key in ("mu", "lr", "queries", "noise", "normalize")}
         method = ZerothOrder(name="zo", kind="zeroth_order", **own)
-        budget, data = 2 * self.queries * self.steps, hashlib.sha256(rows.to_csv().encode()).hexdigest()
+        batches = Batches(rows, tokenizer, run.cfg.openings.loss, nll, model.device)
+        context: dict[str, object] = {"align": self.model_dump(), "tokens": batches.digest()}
+        context["code"] = code_digest("zo", "methods", "models", "datasets", "recipes")
         task = Task(
             model,
             nll,
-            Batches(rows, tokenizer, run.cfg.openings.loss, nll, model.device),
+            batches,
             decoder_layers(weight_groups(model)),
-            budget,
+            2 * self.queries * self.steps,
             self.batch_size,
             run.seed,
-            {"loss": "nll", "batch_size": self.batch_size, "budget": budget, "data": data},
+            context,
             lambda: model,
             run.out / "trajectory.jsonl",
             None,

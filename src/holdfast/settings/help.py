@@ -20,7 +20,7 @@ def help_of(verb: str, docstring: str, module: str, overrides: list[str]) -> str
     lines = [f"holdfast {verb}", "", docstring]
     if reads:
         cfg = composed([*getattr(found, "BASE", ()), *overrides])
-        for name in reads:
+        for name in (name for name in reads if name in sections()):
             lines += ["", *_section(name, getattr(cfg, name))]
         lines += ["", "Also: seed, results, tracking.*, and Hydra's own: -m for a sweep, --config-dir, hydra.run.dir"]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ def run(run: Run) -> None:
 
     from holdfast.evaluation.answers import Scorer
     from holdfast.perturbations import Arm, grid, perturbed
-    from holdfast.statistics.rates import summarized
+    from holdfast.statistics.rates import check_finite, summarized
 
     # Headline levels are chosen on the tuning split of the unrefined model, so only there is it scored.
     splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
@@ -41,11 +41,13 @@ def run(run: Run) -> None:
     bench = bench_of(run, tokenizer, NOISE)
     clean = {"perturbation": "none", "family": "clean", "level": 0.0, "draw": 0, "ran": ""}
     frames = [scorer.outcomes(Arm(model), generate=True).assign(**clean)]
+    check_finite(frames[0]["margin"].to_numpy(), "margins of the unperturbed model")
     for point in run.progress(grid(run.cfg.perturb), "point"):
         tried = []
         for draw in subdraws(point):
             with perturbed(model, draw, bench) as arm:
                 tried.append(scorer.outcomes(arm, point.generate))
+            check_finite(tried[-1]["margin"].to_numpy(), f"margins at {point.name} {point.level:g}, draw {draw.draw}")
         frames.append(
             worst(tried).assign(
                 perturbation=point.name,

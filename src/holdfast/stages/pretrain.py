@@ -79,5 +79,5 @@ def run(run: Run) -> None:
     run.finish({"loss": losses[-1], "parameters": parameters, "steps": settings.steps}, f"loss {losses[-1]:.3f}")
 
 
-STAGE = Stage("pretrain", run, ("model", "pretrain"), ("model",), models.data_inputs)
+STAGE = Stage("pretrain", run, ("model", "pretrain", "seed"), ("model",), models.data_inputs)
 main = STAGE.main

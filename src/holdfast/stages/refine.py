@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from holdfast.errors import UserError
 from holdfast.methods.method import LOSSES, Select
 from holdfast.models import load as models
+from holdfast.runtime.files import code_digest
 from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
@@ -55,16 +55,17 @@ def refined(run: Run) -> Refined:
     rows = models.prompts_of(run.layout, "train")
     batches = Batches(rows, tokenizer, run.cfg.openings.loss, loss, model.device, settings.beta)
     layers, stability = selected_layers(model, method.select, run)
-    budget, data = method.budget(settings), hashlib.sha256(rows.to_csv().encode()).hexdigest()
+    context = {"refine": settings.model_dump(), "method": method.model_dump(), "tokens": batches.digest()}
+    context["code"] = code_digest("zo", "methods", "models", "datasets")
     task = Task(
         model,
         loss,
         batches,
         layers,
-        budget,
+        method.budget(settings),
         settings.batch_size,
         run.seed,
-        {"loss": settings.loss, "batch_size": settings.batch_size, "budget": budget, "data": data},
+        context,
         lambda: models.load(models.origin_of(run.cfg.model, run.names.recipe, run.layout), run.cfg.model)[0],
         run.out / "trajectory.jsonl",
         method.of and run.layout.refine(*run.names[:2], method.of, run.seed) / "trajectory.jsonl",

@@ -12,15 +12,20 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from holdfast.errors import UserError
 from holdfast.reporting.options import PRODUCTS
 from holdfast.reporting.products import ESTIMATES, Files, Product
 from holdfast.reporting.records import Evidence
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
+from holdfast.settings.schema import Study
 from holdfast.stages import align, data, evaluate, pretrain, probe, refine, tables
 
 STAGES = {one.STAGE.name: one.STAGE for one in (data, pretrain, align, probe, refine, evaluate, tables)}
+
+
+ONE_MODEL = ("model.path", "model.revision", "model.origin", "model.chat_template")  # of no two models
 
 
 class Workflow:
@@ -29,11 +34,15 @@ class Workflow:
     def __init__(self, config: dict[str, Any]) -> None:
         # A stage runs with the Python that runs Snakemake, whether or not its environment is activated.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self.overrides = [f"study={config.get('study', 'tiny')}", *shlex.split(config.get("set", ""))]
+        if unknown := sorted(set(config) - {"study", "set"}):
+            raise UserError(f'--config {unknown[0]}=…: no such key; write study=<name> or set="<overrides>"')
+        own = shlex.split(config.get("set", ""))
+        self.overrides = [f"study={config.get('study', 'tiny')}", *own]
         # By way of the environment: as `params` the string would re-run every stage whenever it changes.
         os.environ["HOLDFAST_OVERRIDES"] = shlex.join(self.overrides)
         self.cfg = self._composed()
         self.study = self.cfg.study
+        _refuse_without_effect(own, self.study)
         self.layout = Layout.of(self.cfg)
 
     @property
@@ -145,3 +154,17 @@ class Workflow:
     @cache  # noqa: B019 - one instance lives as long as the workflow
     def _composed(self, **chosen: str) -> Config:
         return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])
+
+
+def _refuse_without_effect(overrides: list[str], study: Study) -> None:
+    """Raise `UserError` for what the study's grid would overrule."""
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        grid = {"align": "aligns", "method": "methods", "seed": "seeds", "model": "models"}.get(key)
+        if grid and not (key == "model" and "own" in study.models):
+            raise UserError(f"set={override}: the study's grid says it; write study.{grid}=[{value}]")
+        if key in ONE_MODEL and len(study.models) > 1:
+            raise UserError(
+                f"set={override}: would be given to all of study.models=[{','.join(study.models)}]; "
+                "name one model there, or write a file for conf/model"
+            )
