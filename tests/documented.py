@@ -41,6 +41,8 @@ def at_smoke(line: str) -> list[str]:
         asked = [word for word in words[1:] if word not in ("-n", "study=smoke")]
         return ["-n", *asked, *(["--config"] * ("--config" not in asked)), "study=smoke"]
     arguments = words[2:]
+    if any(word.startswith("sweep=") for word in arguments):
+        return arguments
     if module(line) in STAGES:
         arguments += ["study=smoke", "tracking=disabled"]
     if module(line) == "tune":

@@ -321,12 +321,12 @@ def stocked(ran):
 def test_a_command_of_the_documentation_runs(stocked, line):
     """At study=smoke, dry-run, or its options alone where even that is long."""
     if documented.long(line):
-        name, words = documented.module(line), shlex.split(line)[3:]
+        name, words = documented.module(line), shlex.split(line)[2:]
         given = [w for w in words if w != "-m" and not w.startswith(("out=", "model=./"))]
         for job in sweep([*given, *["study=harden"] * (name == "harden")]):
             composed(job)
         return
-    if line.startswith("python"):
+    if line.startswith("holdfast"):
         ended = run_stage(documented.module(line), *documented.at_smoke(line), cwd=stocked)
     elif line.startswith("snakemake"):
         ended = snakemake(stocked, *documented.at_smoke(line))
