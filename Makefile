@@ -29,7 +29,8 @@ gpu: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/snakemake -n --quiet
 	$(BIN)/snakemake -n --quiet --config study=paper
-	$(BIN)/snakemake --lint
+	@echo snakemake --lint # all environments are the one that pip makes: rules name none
+	@! $(BIN)/snakemake --lint 2>&1 | grep '^    \*' | grep -v 'Specify a conda environment'
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile workflow
