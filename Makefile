@@ -5,7 +5,7 @@
 STUDY ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-BIN := $(abspath $(VENV))/bin
+BIN := $(VENV)/bin
 PARTS ?=
 INSTALLED := $(VENV)/.installed
 

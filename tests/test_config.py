@@ -7,16 +7,17 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.__main__ import MODULES
 from holdfast.commands import plan, tune
 from holdfast.errors import UserError
-from holdfast.settings.compose import composed, sweep
+from holdfast.settings.compose import composed, quoted, sweep
 from holdfast.settings.options import sections
 from holdfast.settings.paths import CONF, Layout, runs
-from holdfast.workflow.grid import STAGES
+from holdfast.workflow.grid import STAGES, Workflow
 
 BAD = [
     ("refine", ["refine.stepz=3"], "refine.stepz: no such key; did you mean steps?"),
@@ -210,3 +211,35 @@ def test_an_unknown_verb_is_answered_in_one_line(stage):
     ended = stage("refin")
     assert ended.stderr.startswith("holdfast refin: refin: no such verb; did you mean refine? choose one of data, ")
     assert ended.stderr.count("\n") == 1
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\n\r$", exclude_categories=["Cc"])))
+def test_a_quoted_value_means_itself(text):
+    (override,) = OverridesParser.create().parse_overrides([f"a={quoted(text)}"])
+    assert override.value() == text
+
+
+def test_what_the_grid_would_overrule_is_refused(tmp_path):
+    listed = tmp_path / "my overrides.txt"
+    listed.write_text("refine.steps=3\nevaluate.prompts={test/harmful: 10}\n")
+    found = Workflow({"study": "smoke", "set": f"@{listed}"}).cfg
+    assert (found.refine.steps, found.evaluate.prompts["test/harmful"]) == (3, 10)
+    for config, words in {
+        ("stduy", "paper"): "--config stduy=…: no such key",
+        ("set", "align=sft_lora"): "write study.aligns=[sft_lora]",
+        ("set", "method=zo_all"): "write study.methods=[zo_all]",
+        ("set", "seed=4"): "write study.seeds=[4]",
+        ("set", "study.models=[tiny,own] model.path=/x"): "would be given to all of study.models=[tiny,own]",
+        ("set", "refine.loss='a"): "No closing quotation",
+        ("set", "@absent.txt"): "no such file",
+        ("set", 5): "YAML changes it",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            Workflow(dict([config]))
+
+
+def test_a_base_model_depends_on_the_seed():
+    one, other = (Workflow({"set": f"study.name={n}"}) for n in "ab")
+    assert one.settings("pretrain", model="tiny") == other.settings("pretrain", model="tiny")
+    assert one.settings("pretrain", model="tiny")["seed"] == 0
+    assert Workflow({"study": "evidence"}).settings("pretrain", model="tiny")["seed"] == 20

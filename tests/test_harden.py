@@ -24,7 +24,7 @@ QUICK = ("refine.steps=2", "refine.queries=2", "refine.batch_size=4", "method.se
 QUICK += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "perturb=[weight_noise,nf4]")
 QUICK += ("perturb.weight_noise.levels=[0.1]", "perturb.weight_noise.draws=1", "evaluate.max_new_tokens=4")
 QUICK += ("tables.resamples=50", "tables.coverage.studies=10", "tables.coverage.matched_studies=2")
-QUICK += ("tracking=disabled",)
+QUICK += ("tracking=disabled", "evaluate.prompts={test/harmful: 20, threshold/benign: 12}")
 
 
 @pytest.fixture
@@ -50,16 +50,20 @@ def prompts(tmp_path):
 
 
 def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
-    command = [sys.executable, "-m", "holdfast", "harden", "model=some-folder", "out=hardened", "data=local"]
+    """With names that a shell, YAML and Hydra would each read otherwise."""
+    home = tmp_path / "my models (v2)"
+    home.mkdir()
+    base, prompts = base.rename(home / "some folder"), prompts.rename(home / "my prompts: a, b")
+    command = [sys.executable, "-m", "holdfast", "harden", "model=some folder", "out=hardened", "data=local"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     ended = subprocess.run(
-        [*command, "data.dir=prompts", *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, f"data.dir={prompts.name}", *QUICK], cwd=home, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "matched ASR in %, before and after: " in ended.stdout.splitlines()[-1]
-    out = tmp_path / "hardened"
+    out = home / "hardened"
     assert tensors(out) == tensors(base)
-    refined = tmp_path / "results/harden-some-folder/own/none/refine/zo_selective/s0/model"
+    refined = home / "results/harden-some-folder/own/none/refine/zo_selective/s0/model"
     ours, theirs = (AutoModelForCausalLM.from_pretrained(f, dtype="auto").state_dict() for f in (out, refined))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     before = load_file(base / "model.safetensors")
@@ -70,14 +74,14 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
     for words in (
-        "# some-folder, hardened with zo_selective",
+        "# some folder, hardened with zo_selective",
         "weight noise",
         "names and types are those of the base",
     ):
         assert words in card
     assert (out / "LICENSE.txt").read_text() == "all rights\n"
     assert {"generation_config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
-    again = subprocess.run([*command, *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    again = subprocess.run([*command, *QUICK], cwd=home, env=environment, capture_output=True, text=True)
     assert again.returncode != 0
     assert again.stderr == "holdfast harden: out=hardened: is there and not empty; give a new folder\n"
 

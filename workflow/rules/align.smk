@@ -14,6 +14,6 @@ rule align:
     message:
         "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.runtime.warm align $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
+        "python -m holdfast.runtime.warm align @overrides model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
-        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

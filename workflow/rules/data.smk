@@ -11,4 +11,4 @@ rule data:
     message:
         "data {flow.study.name}"
     shell:
-        "eval python -m holdfast data $HOLDFAST_OVERRIDES hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        'python -m holdfast data @overrides @hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -14,5 +14,5 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} by {wildcards.recipe} after {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "eval python -m holdfast.runtime.warm evaluate $HOLDFAST_OVERRIDES model={wildcards.model} align={wildcards.recipe} "
-        "method={wildcards.method} seed={wildcards.seed} hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        "python -m holdfast.runtime.warm evaluate @overrides model={wildcards.model} align={wildcards.recipe} "
+        'method={wildcards.method} seed={wildcards.seed} @hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

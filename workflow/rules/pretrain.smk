@@ -14,5 +14,5 @@ rule pretrain:
     message:
         "pretrain {wildcards.model}"
     shell:
-        "eval python -m holdfast pretrain $HOLDFAST_OVERRIDES model={wildcards.model} "
-        "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+        "python -m holdfast pretrain @overrides model={wildcards.model} "
+        '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -14,9 +14,13 @@ for product in flow.products:
         params:
             settings=flow.reported(product),
             make=flow.asked[product],
-            places=f"tables.dir={flow.layout.tables} tables.figures={flow.layout.figures} tables.estimates={flow.estimates}",
+            places=[
+                f"@tables.dir={flow.layout.tables}",
+                f"@tables.figures={flow.layout.figures}",
+                f"@tables.estimates={flow.estimates}",
+            ],
         message:
             "tables {flow.study.name}: {params.make}"
         shell:
-            "eval python -m holdfast.runtime.warm tables $HOLDFAST_OVERRIDES tables.make=[{params.make}] {params.places} "
-            "hydra.run.dir=$(dirname {output.metrics}) 2>&1 | tee {log}"
+            "python -m holdfast.runtime.warm tables @overrides tables.make=[{params.make}] {params.places:q} "
+            '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -6,14 +6,14 @@ holdfast harden model=<Hub id or folder> out=<folder> [overrides, as of study=ha
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
-from holdfast.settings.compose import composed
+from holdfast.settings.compose import composed, quoted
 from holdfast.settings.options import Config
 from holdfast.settings.paths import SHARE, Layout
 
@@ -34,8 +34,10 @@ def main(arguments: list[str]) -> str:
     table = str(layout.tables / "main.md")  # of all tables the one that the card shows
     snakefile = ["--snakefile", str(SHARE / "Snakefile")]
     command = [sys.executable, "-m", "snakemake", *snakefile, "--quiet", "all", "--cores", "all", table]
-    settings = ["--config", "study=harden", f"set={shlex.join(overrides)}"]
-    ended = subprocess.run([*command, *settings], check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder, "overrides.txt")  # neither YAML nor a shell has a say in them
+        given.write_text("\n".join(overrides), encoding="utf-8")
+        ended = subprocess.run([*command, "--config", "study=harden", f"set=@{given}"], check=False)
     if ended.returncode:
         raise UserError("a stage failed; its own words are above, and the same command goes on from there")
 
@@ -54,7 +56,7 @@ def _parsed(arguments: list[str]) -> tuple[str, Path, list[str]]:
         if key in asked:
             asked[key] = value
         elif key in HERE and "$" not in value:
-            overrides.append(f"{key}={Path(value).expanduser().absolute() if _is_path(key, value) else value}")
+            overrides.append(f"{key}={quoted(Path(value).expanduser().absolute()) if _is_path(key, value) else value}")
         else:
             overrides.append(argument)
     for key, value in asked.items():
@@ -67,12 +69,9 @@ def _parsed(arguments: list[str]) -> tuple[str, Path, list[str]]:
     for key in ("revision", "chat_template"):
         overrides += [f"model.{key}={value}"] * ((value := getattr(chosen, key)) is not None)
     if not any(override.startswith("results=") for override in overrides):
-        overrides.append(f"results={Path('results').absolute()}")
-    return (
-        path if given == chosen.name else given,
-        Path(asked["out"]),
-        [f"study.name=harden-{name}", f"model.path={path}", *overrides],
-    )
+        overrides.append(f"results={quoted(Path('results').absolute())}")
+    out, own = Path(asked["out"]).expanduser(), [f"study.name=harden-{name}", f"model.path={quoted(path)}"]
+    return path if given == chosen.name else given, out, [*own, *overrides]
 
 
 def _is_path(key: str, value: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from holdfast.errors import UserError
 from holdfast.runtime.files import as_json, replacing, write_text
 from holdfast.runtime.memory import keep_freed, out_of_memory
 from holdfast.runtime.tracking import Tracker
-from holdfast.settings.compose import checked, composed, expanded, explained, ready, sweep
+from holdfast.settings.compose import checked, composed, expanded, explained, quoted, ready, sweep
 from holdfast.settings.options import Config
 from holdfast.settings.paths import CONF, Layout
 
@@ -107,6 +108,7 @@ class Stage:
         keep_freed()
         os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.stages.{self.name}"  # names the job, and so its folder
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
+        arguments = [word for one in arguments for word in _spelled(one)]
         given = get_args_parser().parse_args(arguments)
         place = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
         spelled = [word for word in expanded([*place, *given.overrides]) if word not in place]
@@ -153,6 +155,14 @@ class Stage:
             yield f"s{cfg.seed}" if choice == "seed" else getattr(cfg, choice).name
         if self.name == "tables" and len(cfg.tables.make) == 1:
             yield cfg.tables.make[0]
+
+
+def _spelled(argument: str) -> list[str]:
+    """`@overrides` are those that the workflow was given; the value of `@key=value` is taken as it stands."""
+    if argument == "@overrides":
+        return list(json.loads(os.environ["HOLDFAST_OVERRIDES"]))
+    key, _, value = argument.partition("=")
+    return [f"{key[1:]}={quoted(value)}"] if key.startswith("@") else [argument]
 
 
 def _scientific(overrides: list[str]) -> list[str]:

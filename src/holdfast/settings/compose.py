@@ -172,7 +172,7 @@ def _spelled(override: str, overrides: list[str]) -> list[str]:
     group, _, value = override.partition("=")
     if group == "model" and value not in _files(group, overrides) and ("/" in value or Path(value).is_dir()):
         place = Path(value).expanduser()
-        return ["model=own", f"model.path={place.absolute() if place.is_dir() else value}"]
+        return ["model=own", f"model.path={quoted(place.absolute()) if place.is_dir() else value}"]
     if group in OUTSIDE and "." in value and "," not in value and value not in _files(group, overrides):
         return [f"{group}={NO_FILE}", f"++{group}._target_={value}", f"++{group}.name={value}"]
     if group == "perturb" and "." in value:
@@ -201,6 +201,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             found.append((f"{prefix}{key}", "null" if value is None else str(value)))
     return found
+
+
+def quoted(value: object) -> str:
+    """A value as it stands, in the grammar of Hydra's overrides, where a backslash counts before a quote alone."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", str(value))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def sweep(overrides: list[str]) -> list[list[str]]:

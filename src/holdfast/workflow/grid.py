@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -36,10 +37,10 @@ class Workflow:
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if unknown := sorted(set(config) - {"study", "set"}):
             raise UserError(f'--config {unknown[0]}=…: no such key; write study=<name> or set="<overrides>"')
-        own = shlex.split(config.get("set", ""))
+        own = _given(config.get("set", ""))
         self.overrides = [f"study={config.get('study', 'tiny')}", *own]
         # By way of the environment: as `params` the string would re-run every stage whenever it changes.
-        os.environ["HOLDFAST_OVERRIDES"] = shlex.join(self.overrides)
+        os.environ["HOLDFAST_OVERRIDES"] = json.dumps(self.overrides)
         self.cfg = self._composed()
         self.study = self.cfg.study
         _refuse_without_effect(own, self.study)
@@ -154,6 +155,21 @@ class Workflow:
     @cache  # noqa: B019 - one instance lives as long as the workflow
     def _composed(self, **chosen: str) -> Config:
         return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])
+
+
+def _given(text: Any) -> list[str]:
+    """The overrides of `set=`: words as a shell has them, or the lines of the file that `@` names."""
+    if not isinstance(text, str):  # what YAML takes for a mapping or a number
+        raise UserError(f"set={text}: YAML changes it; write the overrides into a file, one a line, and set=@<file>")
+    if text.startswith("@"):
+        path = Path(text[1:]).expanduser()
+        if not path.is_file():
+            raise UserError(f"set={text}: no such file")
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"set={text}: {error}; write the overrides into a file, one a line, and set=@<file>") from None
 
 
 def _refuse_without_effect(overrides: list[str], study: Study) -> None:
