@@ -130,10 +130,12 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
     random_llama(tokenizer).save_pretrained("small-model")
     tokenizer.save_pretrained("small-model")
     (command,) = (c for c in COMMANDS if c[0] == "snakemake")
-    command = [sys.executable, "-m", *command, "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all"]
+    command = [sys.executable, "-m", *command, "--snakefile", str(ROOT / "Snakefile")]
     at = next(place for place, word in enumerate(command) if word.startswith("set="))
     command[at] += " data.pretrain_rows=20 tracking=disabled"
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": ""})
+    ended = subprocess.run(
+        [*command, "--quiet", "all"], capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": ""}
+    )
     assert ended.returncode == 0, ended.stderr + ended.stdout
     run = "small/sft_short"
     records = pd.read_parquet(f"results/all_of_it/{run}/evaluate/signs.Signs/s0/records.parquet")
@@ -145,3 +147,20 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
     assert table["responses"].sum() == 3 * records["verdict"].notna().sum()
     assert "# Data card: local" in Path("results/all_of_it/data/log.txt").read_text()
     assert '"loss": "hinge.hinge"' in Path(f"results/all_of_it/{run}/refine/zo_one/s0/trajectory.jsonl").read_text()
+    # What the study was made of, outside the package too, is watched.
+    for path, stage in {
+        "my-prompts/harmful.csv": "data",
+        "small-model/config.json": "align",
+        "signs.py": "refine",
+    }.items():
+        text, before = Path(path).read_text(), Path(path).stat().st_mtime
+        Path(path).write_text(text + ("60,Another harmful prompt?\n" if path.endswith("csv") else "\n"))
+        assert re.search(rf"^{stage} +[0-9]", planned(command), re.M)
+        Path(path).write_text(text)
+        os.utime(path, (before, before))
+    assert "Nothing to be done" in planned(command)
+
+
+def planned(command):
+    ended = subprocess.run([*command, "-n"], capture_output=True, text=True, timeout=120)
+    return ended.stdout + ended.stderr

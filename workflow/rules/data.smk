@@ -1,5 +1,6 @@
 rule data:
     input:
+        flow.cfg.data.files(),
         flow.code("data"),
     output:
         prompts=f"{flow.layout.data}/prompts.parquet",

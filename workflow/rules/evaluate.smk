@@ -1,7 +1,8 @@
 rule evaluate:
     input:
         lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
-        flow.code("evaluate"),
+        flow.judge(),
+        lambda w: flow.code("evaluate", model=w.model, method=w.method),
     output:
         records=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "records.parquet",
         metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",

@@ -2,7 +2,7 @@ rule refine:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         lambda w: flow.needed(w.model, w.recipe, w.method, w.seed),
-        flow.code("refine"),
+        lambda w: flow.code("refine", model=w.model, method=w.method),
     output:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:

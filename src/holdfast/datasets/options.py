@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
@@ -33,6 +34,10 @@ class DataSet(Options):
 
     def split_rule(self) -> str:
         return self.rule
+
+    def files(self) -> list[Path]:
+        """Those on this machine that `build` reads: when one changes, the data set is made anew."""
+        return []
 
 
 @DATASETS.register("world")
@@ -137,6 +142,12 @@ class Local(DataSet):
     response_sentences: Count = Field(default=1, description="of each response, so many from its beginning")
 
     rule = "by the hash of the prompt, with the shares of each source; no prompt is in two splits"
+
+    def files(self) -> list[Path]:
+        named = [
+            Path(self.dir or ".", one.file) for one in self.sources.values() if one.file and "://" not in one.file
+        ]
+        return [path for path in named if path.is_file()]
 
     def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
         from holdfast.datasets import local

@@ -75,6 +75,12 @@ def fetched(path: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def files_of(path: str | None) -> list[Path]:
+    """The files of a model that is a folder on this machine; none of a Hub id."""
+    folder = Path(path) if path else None
+    return sorted(found for name in FILES for found in folder.glob(name)) if folder and folder.is_dir() else []
+
+
 def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     """(model, tokenizer) in eval mode on the best device, or spread over several by `model.device_map`, from a Hub id
     or a folder.

@@ -14,12 +14,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
+from holdfast.models.load import files_of
 from holdfast.reporting.options import PRODUCTS
 from holdfast.reporting.products import ESTIMATES, Files, Product
 from holdfast.reporting.records import Evidence
 from holdfast.settings.compose import composed
-from holdfast.settings.options import Config
-from holdfast.settings.paths import Layout, runs
+from holdfast.settings.options import Config, Options
+from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.settings.schema import Study
 from holdfast.stages import align, data, evaluate, pretrain, probe, refine, tables
 
@@ -61,17 +62,31 @@ class Workflow:
         that a changed value re-runs it."""
         return self._composed(**chosen).only(STAGES[stage].reads).as_dict()
 
-    def code(self, stage: str) -> str:
-        """The stage's own module, whose change re-runs it."""
-        return str(sys.modules[STAGES[stage].run.__module__].__file__)
+    def code(self, stage: str, **chosen: str) -> list[str]:
+        """The stage's own module, whose change re-runs it, and those outside the package that its options are of."""
+        cfg = self._composed(**chosen).only(STAGES[stage].reads)
+        parts = [one for name in cfg for one in _each(getattr(cfg, name))]
+        modules = {type(one).__module__ for one in parts if not type(one).__module__.startswith("holdfast.")}
+        return [str(sys.modules[name].__file__) for name in (STAGES[stage].run.__module__, *sorted(modules))]
 
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
         return self._composed(model=model).model.path is None
 
     def base(self, model: str) -> list[Path]:
-        """What alignment needs beside the data: the model that the run itself pretrains, if it does."""
-        return [self.layout.pretrain(model) / "metrics.json"] * self.pretrained(model)
+        """What alignment needs beside the data: the model that the run itself pretrains, or the files of one that is
+        on this machine, and of its chat template."""
+        if self.pretrained(model):
+            return [self.layout.pretrain(model) / "metrics.json"]
+        chosen = self._composed(model=model).model
+        template = CONF / chosen.chat_template if chosen.chat_template and "{" not in chosen.chat_template else None
+        return files_of(chosen.path) + ([template] if template and template.is_file() else [])
+
+    def judge(self) -> list[Path]:
+        """The files of a judge's model, and of tasks of one's own, that are on this machine."""
+        folder = self.cfg.evaluate.task_folder
+        tasks = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+        return files_of(getattr(self.cfg.judge, "path", None)) + tasks
 
     def needed(self, model: str, recipe: str, method: str, seed: int | str) -> list[Path]:
         """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
@@ -155,6 +170,11 @@ class Workflow:
     @cache  # noqa: B019 - one instance lives as long as the workflow
     def _composed(self, **chosen: str) -> Config:
         return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])
+
+
+def _each(part: Any) -> list[Options]:
+    """The options of a section, one or several by name."""
+    return [one for one in (part.values() if isinstance(part, dict) else [part]) if isinstance(one, Options)]
 
 
 def _given(text: Any) -> list[str]:
