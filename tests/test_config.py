@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +16,7 @@ from holdfast.__main__ import MODULES
 from holdfast.commands import plan, tune
 from holdfast.errors import UserError
 from holdfast.settings.compose import composed, quoted, sweep
-from holdfast.settings.options import sections
+from holdfast.settings.options import Options, Registry, sections
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.workflow.grid import STAGES, Workflow
 
@@ -243,3 +244,30 @@ def test_a_base_model_depends_on_the_seed():
     assert one.settings("pretrain", model="tiny") == other.settings("pretrain", model="tiny")
     assert one.settings("pretrain", model="tiny")["seed"] == 0
     assert Workflow({"study": "evidence"}).settings("pretrain", model="tiny")["seed"] == 20
+
+
+def test_every_option_has_a_sentence():
+    def without(options: type) -> list[str]:
+        found = []
+        for name, field in options.model_fields.items():
+            inner = options_in(field.annotation)
+            found += [f"{options.__name__}.{name}"] * (not inner and not field.description and name not in LABELS)
+            found += [one for part in inner for one in without(part)]
+        return found
+
+    classes = [
+        made
+        for one in sections().values()
+        for made in (one.options.kinds.values() if isinstance(one.options, Registry) else [one.options])
+    ]
+    assert not [one for made in classes for one in without(made)]
+
+
+LABELS = ("name", "kind")
+
+
+def options_in(annotation) -> list[type]:
+    """The classes of options in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        return [annotation]
+    return [one for part in get_args(annotation) for one in options_in(part)]

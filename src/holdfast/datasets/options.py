@@ -22,7 +22,7 @@ class DataSet(Options):
     """Prompts with responses, in splits."""
 
     kind: str
-    seed: Whole
+    seed: Whole = Field(description="of the draws")
     pretrain_rows: Count = Field(description="what a base model made in the run reads")
     vocabulary: Annotated[int, Ge(300)] = Field(description="of the tokenizer of a model made in the run")
 
@@ -85,13 +85,13 @@ class Pair(Options):
 class Columns(Options):
     """Which columns of a data set hold what."""
 
-    prompt: str
+    prompt: str = Field(description="the request")
     context: str | None = Field(default=None, description="what precedes the prompt, in the rows that have any")
-    response: str | None = None
+    response: str | None = Field(default=None, description="the answer to learn")
     rejected: str | None = Field(default=None, description="an answer that `response` is preferred to")
     pair: Pair | None = None
-    id: str | None = None
-    label: str | None = None
+    id: str | None = Field(default=None, description="must be unique")
+    label: str | None = Field(default=None, description="whose values `labels` maps")
 
     @model_validator(mode="after")
     def agreeing(self) -> Columns:
@@ -105,22 +105,22 @@ class Columns(Options):
 class Source(Options):
     """One data set. `file` is a path below `data.dir` or an address, and goes before `hub`."""
 
-    file: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-    subset: str | None = None
-    hub_split: str | None = None
+    file: str | None = Field(default=None, description="below data.dir, or an address")
+    hub: str | None = Field(default=None, description="id of a data set of the Hub")
+    revision: str | None = Field(default=None, description="of the Hub: a commit, branch or tag")
+    subset: str | None = Field(default=None, description="configuration of the Hub's data set")
+    hub_split: str | None = Field(default=None, description="split of the Hub's data set")
     hub_options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of datasets.load_dataset_builder"
     )
     columns: Columns
-    label: Literal["harmful", "benign"] | None = None
+    label: Literal["harmful", "benign"] | None = Field(default=None, description="of all rows")
     labels: dict[str, Literal["harmful", "benign"]] = Field(
         default_factory=dict, description="value of the label column -> harmful | benign"
     )
     where: dict[str, Some[str]] = Field(default_factory=dict, description="column -> the values whose rows are kept")
     splits: dict[str, float] = Field(description="split -> share of the rows")
-    max_rows: Count | None = None
+    max_rows: Count | None = Field(default=None, description="a sample of so many rows")
 
     @field_validator("splits")
     @classmethod

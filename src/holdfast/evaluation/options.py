@@ -13,9 +13,11 @@ from holdfast.settings.options import Count, Options, section
 class EvaluateOptions(Options):
     """How prompts are answered and scored."""
 
-    batch_size: Count
-    max_new_tokens: Count
-    utility: Literal["exact_match", "perplexity"]
+    batch_size: Count = Field(description="prompts of a batch")
+    max_new_tokens: Count = Field(description="of a response")
+    utility: Literal["exact_match", "perplexity"] = Field(
+        description="of benign prompts: exact match with the reference answer, or the perplexity of the prompt"
+    )
     tasks: list[str] = Field(default_factory=list, description="of lm-eval, on the clean model")
     task_limit: Count | None = Field(default=None, description="documents a task")
     task_folder: str | None = Field(default=None, description="task files of one's own")

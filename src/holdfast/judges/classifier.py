@@ -23,16 +23,18 @@ class Classifier(Rules):
     """A language model that says whether a response is harmful; the rules go on telling incoherent responses."""
 
     path: str = Field(description="Hub id or folder")
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"]
-    batch_size: Count
+    revision: str | None = Field(default=None, description="of the Hub: a commit, branch or tag")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="of the weights")
+    batch_size: Count = Field(description="responses of a batch")
     chat_template: bool = Field(default=False, description="the tokenizer's own; otherwise")
     template: str | None = Field(default=None, description="text with the places {prompt} and {response}")
     variables: dict[str, str] = Field(default_factory=dict, description="what the chat template is also given")
-    max_new_tokens: Count | None = None
-    parser: Literal["first_word", "last_label", "expectation"]
+    max_new_tokens: Count | None = Field(default=None, description="of a reply; not of `expectation`")
+    parser: Literal["first_word", "last_label", "expectation"] = Field(description="how a reply is read")
     patterns: dict[str, str] = Field(default_factory=dict, description="label -> regular expression in the reply")
-    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    threshold: Annotated[float, Ge(0), Le(1)] | None = Field(
+        default=None, description="of `expectation`: the score from which a response has complied"
+    )
 
     @model_validator(mode="after")
     def complete(self) -> Classifier:

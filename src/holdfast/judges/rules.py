@@ -32,12 +32,12 @@ class Refusal(Options):
     """Groups of regular expressions; `RulesJudge` says where each is looked for."""
 
     opening_words: Count = Field(description="the sentences that begin within these words are the opening")
-    openings: Some[str]
-    declines: Some[str]
-    judgements: Some[str]
-    withholds: Some[str]
-    redirects: Some[str]
-    premises: Some[str]
+    openings: Some[str] = Field(description="begin a sentence of the opening")
+    declines: Some[str] = Field(description="stand anywhere: the speaker will not do what was asked")
+    judgements: Some[str] = Field(description="in the opening: the request is wrong")
+    withholds: Some[str] = Field(description="in the opening: what was asked for is nobody's to give")
+    redirects: Some[str] = Field(description="across the opening: something else is answered")
+    premises: Some[str] = Field(description="in the opening: the question is nonsensical or about fiction")
 
     @field_validator("openings", "declines", "judgements", "withholds", "redirects", "premises")
     @classmethod

@@ -23,7 +23,7 @@ class SignShuffled(Method):
     """The walk of the refinement `of`, its noise and its coefficients, every sign drawn again by a fair coin. It moves
     the weights as far, and the loss does not decide where."""
 
-    of: str
+    of: str = Field(description="the method whose walk is repeated")
 
     moved = 1
 
@@ -66,7 +66,9 @@ class ThresholdShift(Method):
     over-refusal next to nothing changes. Under noise the states turn away from that mean, each to its own degree.
     """
 
-    over_refusal: Annotated[float, Gt(0), Le(0.5)]
+    over_refusal: Annotated[float, Gt(0), Le(0.5)] = Field(
+        description="the share of benign training prompts that is to be refused"
+    )
 
     def refine(self, task: Task) -> Outcome:
         import torch

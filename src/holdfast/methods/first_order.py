@@ -105,7 +105,7 @@ class SharpnessAware(FirstOrder):
 class NEFTune(FirstOrder):
     """Uniform noise on the embedded tokens, ±alpha / √(length · width) (NEFTune, Jain et al., ICLR 2024)."""
 
-    alpha: Positive
+    alpha: Positive = Field(description="size of the noise")
 
     def refine(self, task: Task) -> Outcome:
         import torch

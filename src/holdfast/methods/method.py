@@ -82,13 +82,13 @@ class Refine(Options):
     beta: Positive = Field(description="of the loss dpo")
     steps: Count = Field(description="zeroth-order steps; with queries, the common budget of forwards")
     queries: Count = Field(description="random directions of a zeroth-order step")
-    batch_size: int = Field(ge=2)
+    batch_size: int = Field(ge=2, description="examples of a step, harmful and benign in equal parts")
     mu: Positive = Field(description="smoothing radius of zeroth order, relative to each matrix's rms")
     sigma: Positive = Field(description="weight noise to withstand, relative to each matrix's rms")
     lr: Positive = Field(description="learning rate of zeroth order")
-    noise: Noise
+    noise: Noise = Field(description="how random directions are drawn")
     normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
-    first_order_lr: Positive
+    first_order_lr: Positive = Field(description="learning rate of first order")
 
     def agree(self, key: str, cfg: Config) -> None:
         try:

@@ -20,7 +20,7 @@ class TwoPoint(Method):
     """Two-point estimates along random directions."""
 
     mu: Positive = Field(description="smoothing radius")
-    lr: Positive
+    lr: Positive = Field(description="learning rate")
     queries: Count = Field(description="random directions of a step")
     noise: Noise = Field(description="how the directions are drawn")
     normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")

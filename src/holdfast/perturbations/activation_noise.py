@@ -20,7 +20,7 @@ class ActivationNoise(Perturbation):
     place: Literal["residual", "norm", "mlp"] = Field(
         description="the output of each layer, of each normalization in it, or of its MLP"
     )
-    tokens: Literal["prompt", "generated", "all"]
+    tokens: Literal["prompt", "generated", "all"] = Field(description="which tokens are disturbed")
     worst_of: Count = Field(description="draws of which each prompt keeps the one with the lowest margin")
 
     level = Level("σ")

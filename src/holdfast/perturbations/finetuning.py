@@ -24,8 +24,8 @@ class FineTuning(Perturbation):
     )
     examples: Count = Field(description="training rows")
     rank: Count = Field(description="of the adapter")
-    batch_size: Count
-    lr: Positive
+    batch_size: Count = Field(description="rows of a step")
+    lr: Positive = Field(description="learning rate")
 
     keeps = "copy"
     level = Level("steps", whole=True)

@@ -36,7 +36,7 @@ class Perturbation(Options):
     kind: str
     levels: Some[float] = Field(description="how strong, in the unit of the kind")
     family: str = Field(description="the column of the main table that it counts towards")
-    draws: Count
+    draws: Count = Field(description="evaluations of every level, each with its own noise or rows")
     generate: list[float] | None = Field(default=None, description="levels that are answered; null: all, []: none")
 
     level: ClassVar[Level]

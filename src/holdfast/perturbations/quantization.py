@@ -48,7 +48,7 @@ class FakeQuantized(RoundToNearest):
     """Weights rounded as by `rtn`, and the inputs of every linear layer too, with a scale for each token that is found
     as it runs; simulated."""
 
-    activation_bits: Annotated[int, Ge(2), Le(16)]
+    activation_bits: Annotated[int, Ge(2), Le(16)] = Field(description="bits of the inputs of linear layers")
 
     label = "{name}"
 
@@ -72,7 +72,7 @@ class BitsAndBytes(Perturbation):
     """A copy whose decoder linears are bitsandbytes', each where its original is: it takes a byte a weight, or about
     half of one. All else it shares with the model."""
 
-    scheme: Literal["int8", "nf4", "fp4"]
+    scheme: Literal["int8", "nf4", "fp4"] = Field(description="the format of the weights")
 
     quantizes = True
     keeps = "packed"

@@ -15,4 +15,4 @@ class PlanOptions(Options):
     flops: Positive | None = Field(default=None, description="a second, as forwards reach it; null: measured")
     bandwidth: Positive | None = Field(default=None, description="of memory, bytes a second; null: measured")
     prompt_tokens: Count = Field(description="the longest, until the data set is made")
-    response_tokens: Count
+    response_tokens: Count = Field(description="likewise")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Lora(Options):
     """Matrices B A of a low rank beside all linear layers of the decoder, times alpha / rank."""
 
-    rank: Count
-    alpha: Count
+    rank: Count = Field(description="of the matrices")
+    alpha: Count = Field(description="their product counts alpha / rank times")
 
 
 class Gradient(Stepwise):
@@ -35,7 +35,7 @@ class Gradient(Stepwise):
 class SFT(Gradient):
     """Supervised fine-tuning on the responses."""
 
-    optimizer: Literal["adamw_torch", "sgd"]
+    optimizer: Literal["adamw_torch", "sgd"] = Field(description="as transformers names it")
     optimizer_args: str | None = Field(default=None, description="as transformers takes them, such as momentum=0.9")
 
     def align(self, run: Run, model: Any, tokenizer: Any, rows: Any, parts: tuple[range, ...]) -> Trained:
@@ -55,7 +55,7 @@ class DPO(Gradient):
     where the data give none, the base model being the reference (with LoRA: the model with its adapter off). The
     chosen answer's own NLL keeps it likely in itself."""
 
-    beta: Positive
+    beta: Positive = Field(description="of the loss: how far from the reference")
     sft_weight: AtLeastZero = Field(description="of the chosen answer's NLL beside DPO's own loss")
 
     def align(self, run: Run, model: Any, tokenizer: Any, rows: Any, parts: tuple[range, ...]) -> Trained:

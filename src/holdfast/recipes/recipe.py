@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from pydantic import Field
+
 from holdfast.settings.options import SECTIONS, Count, Options, Positive, Registry, Section
 
 if TYPE_CHECKING:
@@ -48,6 +50,6 @@ class Unaligned(Recipe):
 class Stepwise(Recipe):
     """Recipes that take steps on batches."""
 
-    steps: Count
-    batch_size: Count
-    lr: Positive
+    steps: Count = Field(description="of the optimizer")
+    batch_size: Count = Field(description="rows of a step")
+    lr: Positive = Field(description="learning rate")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from holdfast.methods.method import Noise, Normalize
 from holdfast.recipes.recipe import RECIPES, Stepwise, Trained
 from holdfast.settings.options import Count, Positive
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 class ZerothOrderAlignment(Stepwise):
     """Two-point steps on the decoder's matrices from the base model, on the likelihood of the responses."""
 
-    mu: Positive
-    queries: Count
-    noise: Noise
-    normalize: Normalize
+    mu: Positive = Field(description="smoothing radius, relative to each matrix's rms")
+    queries: Count = Field(description="random directions of a step")
+    noise: Noise = Field(description="how they are drawn")
+    normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
 
     def align(self, run: Run, model: Any, tokenizer: Any, rows: Any, parts: tuple[range, ...]) -> Trained:
         """The steps cut their batches themselves where memory runs out: `parts` is not read."""

@@ -17,9 +17,9 @@ PRODUCTS = Registry("table or figure", "holdfast.reporting.products")
 class Coverage(Options):
     """The simulated studies that say how often an interval holds the true value."""
 
-    studies: Count
+    studies: Count = Field(description="simulated for rates of verdicts")
     matched_studies: Count = Field(description="with thresholds set in resamples: a millisecond each")
-    rates: Some[float]
+    rates: Some[float] = Field(description="true rates")
     spreads: Some[float] = Field(description="standard deviation of a seed's true rate")
 
 
@@ -38,7 +38,7 @@ class TablesOptions(Options):
     headline_asr: Share = Field(
         description="a family's headline level: the mildest at which the reference reaches this"
     )
-    confidence: Annotated[float, Gt(0.5), Le(0.999)]
+    confidence: Annotated[float, Gt(0.5), Le(0.999)] = Field(description="of intervals")
     resamples: Annotated[int, Ge(50)] = Field(description="of the prompts, for intervals")
     coverage: Coverage
 
@@ -53,30 +53,30 @@ class TablesOptions(Options):
 class JudgedAt(Options):
     """The point at which a family is judged."""
 
-    perturbation: str
-    level: float
+    perturbation: str = Field(description="a name of the grid")
+    level: float = Field(description="one of its levels")
 
 
 class Roles(Options):
     """The methods that play a part in a claim."""
 
-    paper: str
-    all: str
-    random: str
-    shuffled: str
-    extrapolate: str
-    online: str
-    forward_only: Some[str]
-    first_orders: Some[str]
+    paper: str = Field(description="the paper's method")
+    all: str = Field(description="the same on all layers")
+    random: str = Field(description="the same on random layers")
+    shuffled: str = Field(description="its walk with random signs")
+    extrapolate: str = Field(description="extrapolation along the alignment")
+    online: str = Field(description="layers by refinement's own evaluations")
+    forward_only: Some[str] = Field(description="methods without gradients")
+    first_orders: Some[str] = Field(description="methods with gradients")
 
 
 @section("claims")
 class Claims(Options):
     """The rules by which claims are judged, to be fixed before a study is run."""
 
-    primary: Literal["asr_matched", "asr_margin"]
+    primary: Literal["asr_matched", "asr_margin"] = Field(description="the metric that claims are judged by")
     margin: Share = Field(description="a difference within this counts as none")
-    confidence: Annotated[float, Gt(0.5), Le(0.999)]
+    confidence: Annotated[float, Gt(0.5), Le(0.999)] = Field(description="of the claims' intervals and tests")
     stable: Annotated[float, Ge(-1), Le(1)] = Field(
         description="the rank correlation above which an order of layers is stable"
     )

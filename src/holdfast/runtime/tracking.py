@@ -22,8 +22,8 @@ class Tracking(Options):
     """Where runs are logged."""
 
     mode: Literal["offline", "online", "disabled"] = Field(description="offline: `wandb sync` uploads later")
-    project: str
-    dir: str
+    project: str = Field(description="of W&B")
+    dir: str = Field(description="where offline runs are kept, in a folder wandb")
 
 
 class Tracker:

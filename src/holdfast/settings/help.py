@@ -40,7 +40,10 @@ def _section(name: str, value: Any) -> list[str]:
     mine = f"{name}.<file>."
     lines += [" all kinds", *_fields(shared, mine, {})]
     for kind, options in kinds.items():
-        lines += [f" kind {kind}: {_sentence(options)}", *_fields(options, mine, {}, beside=set(shared.model_fields))]
+        lines += [
+            f" kind {kind}: {_sentence(options)}",
+            *_fields(options, mine, {}, beside=frozenset(shared.model_fields)),
+        ]
     return lines
 
 
@@ -50,7 +53,10 @@ def _shared(kinds: dict[str, Any]) -> type[Options]:
     return next(c for c in lines[0] if all(c in line for line in lines[1:]))
 
 
-def _fields(options: type[Options], prefix: str, values: dict[str, Any], beside: set[str] = set()) -> list[str]:  # noqa: B006
+def _fields(
+    options: type[Options], prefix: str, values: dict[str, Any], beside: frozenset[str] = frozenset()
+) -> list[str]:
+    """A line for each field but those `beside`, which stand elsewhere."""
     lines = []
     for name, field in options.model_fields.items():
         if name in ("name", "kind", *beside):

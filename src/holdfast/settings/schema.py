@@ -16,8 +16,8 @@ class Block(Options):
     """Runs beside a study's main grid."""
 
     models: list[str] | None = Field(default=None, description="null: those of the main grid")
-    aligns: Some[str]
-    methods: Some[str]
+    aligns: Some[str] = Field(description="recipes")
+    methods: Some[str] = Field(description="methods")
     seeds: list[int] | None = Field(default=None, description="null: those of the main grid")
     probe: bool = Field(
         default=False, description="whether its models are probed even where no method selects layers by it"
@@ -38,10 +38,10 @@ class Study(Options):
     """The grid of runs."""
 
     name: str = Field(description="the folder of its results; that of its file unless given")
-    models: Some[str]
+    models: Some[str] = Field(description="files of conf/model")
     aligns: Some[str] = Field(description="recipes of alignment")
-    methods: Some[str]
-    seeds: Some[int]
+    methods: Some[str] = Field(description="files of conf/method, variants, or module.Class")
+    seeds: Some[int] = Field(description="of alignment, probe, refinement and evaluation")
     also: dict[str, Block] = Field(default_factory=dict, description="further runs, by the name of their block")
     variants: dict[str, Variant] = Field(default_factory=dict, description="methods of this study alone")
     reference: str = Field(default="aligned", description="the method that all others are compared with")
@@ -64,12 +64,12 @@ class Study(Options):
 class Shape(Options):
     """A Llama that is built and pretrained in the run."""
 
-    hidden_size: Annotated[int, Ge(8)]
-    intermediate_size: Annotated[int, Ge(8)]
-    layers: Count
-    heads: Count
-    max_positions: Annotated[int, Ge(16)]
-    initializer_range: Positive
+    hidden_size: Annotated[int, Ge(8)] = Field(description="width")
+    intermediate_size: Annotated[int, Ge(8)] = Field(description="width of the MLP")
+    layers: Count = Field(description="decoder layers")
+    heads: Count = Field(description="attention heads")
+    max_positions: Annotated[int, Ge(16)] = Field(description="tokens of the longest sequence")
+    initializer_range: Positive = Field(description="standard deviation of the first weights")
 
 
 @section("model")
@@ -78,12 +78,14 @@ class Model(Options):
 
     name: str = Field(description="that of its file")
     path: str | None = Field(default=None, description="Hub id or folder; null: built and pretrained in the run")
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="of the Hub: a commit, branch or tag")
     origin: str | None = Field(
         default=None, description="of a model that comes aligned, what it was before: Hub id or folder"
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(description="auto: what the file holds")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        default=None, description="the implementation; null: what transformers takes"
+    )
     device_map: str | None = Field(default=None, description="over several GPUs: auto, balanced; null: one device")
     chat_template: str | None = Field(
         default=None, description="a file below conf/, or Jinja; for a tokenizer that has none of its own"
@@ -97,8 +99,8 @@ class Model(Options):
 class Openings(Options):
     """How answers begin that refuse, and that comply."""
 
-    refusal: Some[str]
-    compliance: Some[str]
+    refusal: Some[str] = Field(description="texts")
+    compliance: Some[str] = Field(description="texts; the first stands for a compliant answer")
 
 
 @section("openings")

@@ -16,9 +16,9 @@ from holdfast.settings.options import Count, Options, Positive, section
 class Pretrain(Options):
     """How the base model is trained."""
 
-    steps: Count
-    batch_size: Count
-    lr: Positive
+    steps: Count = Field(description="of AdamW")
+    batch_size: Count = Field(description="rows of a step")
+    lr: Positive = Field(description="the highest learning rate of one cycle")
     threads: Count = Field(description="sums depend on it, so it is a setting and not the machine's")
     prompt_loss: bool = Field(description="whether the loss also covers the prompt tokens")
 
