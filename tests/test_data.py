@@ -156,6 +156,24 @@ def test_duplicates_are_counted_by_kind_and_pair():
     }
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Sort a list in C++?", "sort a list in c#?", False),
+        ("What is 3 + 4?", "What is 3 - 4?", False),
+        ("\U0001f600", "\U0001f680", False),
+        ("a_b", "a b", False),
+        ("100 %", "100", False),
+        ("How do I  sort, please?", "how do i sort please", True),
+        ("“Why?”", '"why"', True),
+        ("Ｗｈｙ？", "why?", True),
+        ("?!", "...", False),
+    ],
+)
+def test_prompts_are_one_by_their_words_and_signs(one, other, alike):
+    assert (local.same(one) == local.same(other)) is alike
+
+
 def real(*overrides):
     cfg = composed([*overrides, f"data.dir={REAL}"])
     return local.build(*(getattr(cfg, part).model_dump() for part in ("data", "openings")))

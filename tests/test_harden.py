@@ -13,7 +13,7 @@ from conftest import REPOSITORY, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from holdfast.commands.harden import main
+from holdfast.commands.harden import _alone, main
 from holdfast.commands.replay import main as replay
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
@@ -101,6 +101,16 @@ def test_bad_input_is_answered_before_anything_runs(arguments, told, tmp_path, m
         main(arguments)
     assert told in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_calls_do_not_work_on_one_folder(base, prompts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        _alone(tmp_path / "results/harden-some-folder"),
+        pytest.raises(UserError, match="another holdfast harden works"),
+    ):
+        main([f"model={base}", "out=hardened", "data=local", f"data.dir={prompts}", *QUICK])
+    assert not (tmp_path / "hardened").exists()
 
 
 def test_a_model_of_the_hub_without_a_network_says_what_to_do(monkeypatch, tmp_path):

@@ -56,11 +56,40 @@ def test_records_at_level_zero_are_those_of_the_clean_model(llama, tokenizer, be
     pd.testing.assert_frame_equal(found, clean, check_exact=True)
 
 
-def test_greedy_even_where_the_models_own_settings_sample(llama, tokenizer):
-    """QuadA inherits `do_sample` from the model."""
+OWN = {
+    "do_sample": True,
+    "temperature": 5.0,
+    "top_k": 3,
+    "top_p": 0.3,
+    "num_beams": 3,
+    "num_return_sequences": 1,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 9,
+    "max_length": 3,
+    "suppress_tokens": list(range(5, 200)),
+    "begin_suppress_tokens": list(range(5, 200)),
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "exponential_decay_length_penalty": (1, 9.0),
+    "bad_words_ids": [[k] for k in range(5, 200)],
+    "guidance_scale": 3.0,
+    "penalty_alpha": 0.9,
+    "eos_token_id": 9,
+    "stop_strings": ["a", "e"],
+    "use_cache": False,
+}
+
+
+@pytest.mark.parametrize("field", OWN)
+def test_nothing_of_the_models_own_generation_settings_is_inherited(llama, tokenizer, field):
+    """QuadA inherits `do_sample` from the model; Qwen2.5-Instruct comes with a repetition penalty."""
     expected = scorer(tokenizer).outcomes(Arm(llama), generate=True)["response"]
-    llama.generation_config.do_sample, llama.generation_config.temperature = True, 5.0
+    own = llama.generation_config
+    setattr(own, field, OWN[field])
     assert scorer(tokenizer).outcomes(Arm(llama), generate=True)["response"].tolist() == expected.tolist()
+    assert llama.generation_config is own
+    assert getattr(own, field) == OWN[field]
 
 
 def test_padding_by_the_end_token_hides_no_end(llama, tokenizer, tmp_path):

@@ -5,11 +5,15 @@ holdfast harden model=<Hub id or folder> out=<folder> [overrides, as of study=ha
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
@@ -33,11 +37,13 @@ def main(arguments: list[str]) -> str:
     layout = Layout.of(cfg)
     table = str(layout.tables / "main.md")  # of all tables the one that the card shows
     snakefile = ["--snakefile", str(SHARE / "Snakefile")]
-    command = [sys.executable, "-m", "snakemake", *snakefile, "--quiet", "all", "--cores", "all", table]
+    command = [sys.executable, "-m", "snakemake", *snakefile, "--nolock", "--quiet", "all", "--cores", "all", table]
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "overrides.txt")  # neither YAML nor a shell has a say in them
         given.write_text("\n".join(overrides), encoding="utf-8")
-        ended = subprocess.run([*command, "--config", "study=harden", f"set=@{given}"], check=False)
+        with _alone(layout.root) as lock:
+            own = ["--config", "study=harden", f"set=@{given}"]
+            ended = subprocess.run([*command, *own], pass_fds=[lock.fileno()], check=False)
     if ended.returncode:
         raise UserError("a stage failed; its own words are above, and the same command goes on from there")
 
@@ -45,6 +51,19 @@ def main(arguments: list[str]) -> str:
 
     package(layout.refine("own", cfg.align.name, method, cfg.study.seeds[0]), base, model, cfg, out)
     return f"harden   {_before_and_after(layout, method)}; wrote {out}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[IO[str]]:
+    """A lock on the folder, which Snakemake inherits: it is held while one of the two lives, however they end.
+    Snakemake's own would stay behind. Raises `UserError` where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another holdfast harden works there; wait for it, or give results=…") from None
+        yield lock
 
 
 def _parsed(arguments: list[str]) -> tuple[str, Path, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -27,7 +28,7 @@ Rows = list[dict[str, str]]
 def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any]]:
     """All rows of all sources, and a report.
 
-    A prompt that occurs twice, case and punctuation aside, stays once, in an evaluation split if it is in one:
+    A prompt that occurs twice (see `same`) stays once, in an evaluation split if it is in one:
     training never sees it. The report holds `duplicates` (what was dropped, see `counted`), `left_out` (rows
     that `where` left out) and `revision`, each of the last two by source.
     """
@@ -55,10 +56,17 @@ def without_duplicates(rows: Rows) -> tuple[Rows, list[tuple[dict[str, str], dic
     kept: dict[str, dict[str, str]] = {}
     dropped = []
     for found in sorted(rows, key=lambda r: rank[r["split"]]):
-        first = kept.setdefault(re.sub(r"\W+", " ", found["prompt"].casefold()).strip(), found)
+        first = kept.setdefault(same(found["prompt"]), found)
         if first is not found:
             dropped.append((found, first))
     return list(kept.values()), dropped
+
+
+def same(prompt: str) -> str:
+    """What two prompts have in common that are one: case, spaces, marks of sentences and quotes aside. Every other
+    sign counts, as in C++ and C#, 3 + 4 and 3 - 4."""
+    text = unicodedata.normalize("NFKC", prompt).casefold()
+    return " ".join(re.sub(r"[.,;:!?\"'“”‘’«»…]+", " ", text).split()) or prompt
 
 
 def counted(dropped: list[tuple[dict[str, str], dict[str, str]]]) -> dict[str, Any]:

@@ -73,19 +73,14 @@ class Scorer:
 
     def generate(self, arm: Arm, prompts: list[list[int]]) -> list[list[int]]:
         """New tokens, greedy unless the arm samples; a model's own generation settings are never inherited."""
-        from transformers import LogitsProcessorList
-
         from holdfast.datasets.tokens import stops
         from holdfast.models.likelihood import greedy, left_padded
 
         pad = self.tokenizer.pad_token_id
         ids, attention, _ = left_padded(prompts, pad, arm.model.device)
-        settings = greedy(pad, stops(self.tokenizer), self.cfg.evaluate.max_new_tokens)
-        sampler = LogitsProcessorList([arm.sampler] if arm.sampler else [])
-        out = arm.model.generate(
-            input_ids=ids, attention_mask=attention, generation_config=settings, logits_processor=sampler
-        )
-        return out[:, ids.shape[1] :].tolist()
+        most, ends = self.cfg.evaluate.max_new_tokens, stops(self.tokenizer)
+        sampler = [arm.sampler] if arm.sampler else []
+        return greedy(arm.model, ids, attention, pad=pad, stops=ends, most=most, processors=sampler).tolist()
 
     def texts(self, responses: list[list[int]]) -> list[str]:
         return [text.strip() for text in self.tokenizer.batch_decode(responses, skip_special_tokens=True)]

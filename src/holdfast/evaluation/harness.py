@@ -30,6 +30,7 @@ def harness(
             tasks=list(tasks),
             limit=limit,
             task_manager=manager,
+            apply_chat_template=tokenizer.chat_template is not None,
             bootstrap_iters=0,
         )
     except (OSError, ValueError) as error:  # what the Hub's client and datasets raise without a network

@@ -112,12 +112,11 @@ class ClassifierJudge:
     def _replies(self, batch: Any) -> list[str]:
         from holdfast.models.likelihood import greedy
 
-        tokenizer = self.tokenizer
         assert self.judge.max_new_tokens is not None
-        settings = greedy(tokenizer.pad_token_id, [tokenizer.eos_token_id], self.judge.max_new_tokens)
-        ids, attention = batch["input_ids"], batch["attention_mask"]
-        out = self.model.generate(input_ids=ids, attention_mask=attention, generation_config=settings)
-        return list(tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
+        tokenizer, ids, attention = self.tokenizer, batch["input_ids"], batch["attention_mask"]
+        ends, most = [tokenizer.eos_token_id], self.judge.max_new_tokens
+        out = greedy(self.model, ids, attention, pad=tokenizer.pad_token_id, stops=ends, most=most)
+        return list(tokenizer.batch_decode(out, skip_special_tokens=True))
 
     def _scores(self, batch: Any) -> list[float]:
         import torch

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
@@ -68,14 +69,31 @@ def mean_nll(model: Any, batch: Sequences) -> Tensor:
     return -token_logprobs(model, batch).sum(1) / batch.response[:, 1:].sum(1).clamp(min=1)
 
 
-def greedy(pad: int, stops: list[int], max_new_tokens: int) -> GenerationConfig:
-    """Settings for `generate` that inherit nothing from a model's own; any of `stops` ends a response."""
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=pad,
-        eos_token_id=stops,
-    )
+def greedy(
+    model: Any,
+    ids: Tensor,
+    attention: Tensor,
+    *,
+    pad: int,
+    stops: list[int],
+    most: int,
+    processors: Sequence[Any] = (),
+) -> Tensor:
+    """(n, at most `most`) new tokens, each the argmax of the logits as `processors` leave them; any of `stops` ends a
+    row. Of the model's own generation settings nothing is inherited: `generate` would take them wherever ours say
+    nothing, such as the repetition penalty that Qwen2.5-Instruct comes with."""
+    settings = GenerationConfig(max_new_tokens=most, do_sample=False, pad_token_id=pad, eos_token_id=stops)
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=attention,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    finally:
+        model.generation_config = own
+    return out[:, ids.shape[1] :]
 
 
 def left_padded(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,7 +96,7 @@ def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     folder = fetched(str(path), model.revision if str(path) == model.path else None)
     _refuse_quantized(path, folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=model.dtype,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from typing import TYPE_CHECKING, Any
 
+from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
@@ -111,6 +113,8 @@ def _capped(rows: Any, most: int | None) -> Any:
 
 
 def inputs(cfg: Config) -> models.Inputs:
+    if cfg.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # not after hours of evaluation
+        raise UserError("evaluate.tasks: lm-eval is not installed; pip install 'holdfast[eval]'")
     made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.align.name, cfg.method.name, cfg.method.refines, cfg.seed)
     return {**models.data_inputs(cfg), made / "metrics.json": "refine" if cfg.method.refines else "align"}
 
