@@ -158,7 +158,7 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
         assert re.search(rf"^{stage} +[0-9]", planned(command), re.M)
         Path(path).write_text(text)
         os.utime(path, (before, before))
-    assert "Nothing to be done" in planned(command)
+    assert "Nothing to be done" in (again := planned(command)), again
 
 
 def planned(command):

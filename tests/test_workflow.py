@@ -282,7 +282,7 @@ def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").unlink()
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
     with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        pattern = "python -m holdfast.runtime.warm refine study=smoke"
+        pattern = "python -m holdfast.runtime.warm refine @overrides"
         mine: list[int] = []
         for _ in range(200):
             found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()

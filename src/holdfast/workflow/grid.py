@@ -67,7 +67,7 @@ class Workflow:
         cfg = self._composed(**chosen).only(STAGES[stage].reads)
         parts = [one for name in cfg for one in _each(getattr(cfg, name))]
         modules = {type(one).__module__ for one in parts if not type(one).__module__.startswith("holdfast.")}
-        return [str(sys.modules[name].__file__) for name in (STAGES[stage].run.__module__, *sorted(modules))]
+        return [_from_here(str(sys.modules[n].__file__)) for n in (STAGES[stage].run.__module__, *sorted(modules))]
 
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
@@ -170,6 +170,11 @@ class Workflow:
     @cache  # noqa: B019 - one instance lives as long as the workflow
     def _composed(self, **chosen: str) -> Config:
         return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])
+
+
+def _from_here(path: str) -> str:
+    """A path below the working directory relative to it: a study that moves with its folder re-runs nothing."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def _each(part: Any) -> list[Options]:
