@@ -133,9 +133,7 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
     command = [sys.executable, "-m", *command, "--snakefile", str(ROOT / "Snakefile")]
     at = next(place for place, word in enumerate(command) if word.startswith("set="))
     command[at] += " data.pretrain_rows=20 tracking=disabled"
-    ended = subprocess.run(
-        [*command, "--quiet", "all"], capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONPATH": ""}
-    )
+    ended = subprocess.run([*command, "--quiet", "all"], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     run = "small/sft_short"
     records = pd.read_parquet(f"results/all_of_it/{run}/evaluate/signs.Signs/s0/records.parquet")
