@@ -111,15 +111,17 @@ def _built(options: type[Options] | Registry, key: str, data: Any) -> Options:
 
 def _kind(registry: Registry, key: str, data: dict[str, Any]) -> tuple[type[Options], dict[str, Any]]:
     """The class that reads a section: by its `kind`, or by `_target_` for one that lives outside this package."""
-    target = data.pop("_target_", None)
+    target, named = data.pop("_target_", None), data.get("kind")
+    if not (target or named):
+        raise BadValue(f"{key}.kind", f"{key}.kind: no value is given; choose one of {', '.join(registry.kinds)}")
     try:
-        kind = imported(target) if target else registry[str(data.get("kind", ""))]
+        kind = imported(target) if target else registry[str(named)]
     except UserError as error:
-        name, given = ("_target_", target) if target else ("kind", data.get("kind"))
+        name, given = ("_target_", target) if target else ("kind", named)
         raise BadValue(f"{key}.{name}", f"{key}.{name}={given}: {error}") from None
     if not (isinstance(kind, type) and issubclass(kind, Options)):
         raise BadValue(f"{key}._target_", f"{key}._target_={target}: is no class of options")
-    return kind, {**data, "kind": target or data["kind"]}
+    return kind, {**data, "kind": target or named}
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:

@@ -116,7 +116,7 @@ def place(key: str, overrides: list[str], chosen: Mapping[str, Any]) -> str:
     given = (re.match(r"[+~]*([\w./@-]+)=", override) for override in overrides)
     if any(one and one[1] not in chosen and f"{key}.".startswith(f"{one[1]}.") for one in given):
         return ""
-    found = next((path for path in _files(overrides, chosen) if _gives(path, key)), None)
+    found = next((path for path in _sources(overrides, chosen) if _gives(path, key)), None)
     return "" if found is None else f" (in {found})"
 
 
@@ -127,7 +127,7 @@ def folders(overrides: list[str]) -> list[Path]:
     return [*(Path(one.strip().removeprefix("file://")) for one in named if one.strip()), CONF]
 
 
-def _files(overrides: list[str], chosen: Mapping[str, Any]) -> Iterator[Path]:
+def _sources(overrides: list[str], chosen: Mapping[str, Any]) -> Iterator[Path]:
     """The files of a configuration, those first that go before the others."""
     groups = ["study", *(group for group in reversed(list(chosen)) if group != "study")]
     for group in groups:

@@ -100,8 +100,8 @@ def imported(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{target}: cannot be imported ({error})") from None
+    except Exception as error:  # whatever somebody else's module raises
+        raise UserError(f"{target}: cannot be imported ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True)
