@@ -1,11 +1,17 @@
+import sys
+
 from snakemake.utils import min_version
 
+from holdfast.errors import UserError
 from holdfast.runtime import warm
 from holdfast.workflow.grid import Workflow
 
 min_version("9.0")
 
-flow = Workflow(config)
+try:
+    flow = Workflow(config)
+except UserError as error:
+    sys.exit(f"{error}")
 config["study"], config["settings"] = flow.study.name, flow.composed
 
 

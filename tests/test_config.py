@@ -271,3 +271,19 @@ def options_in(annotation) -> list[type]:
     if isinstance(annotation, type) and issubclass(annotation, Options):
         return [annotation]
     return [one for part in get_args(annotation) for one in options_in(part)]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("stduy=paper", "--config stduy=…: no such key"),
+        ("set=refine.stepz=3", "refine.stepz: no such key; did you mean steps?"),
+    ],
+)
+def test_the_workflow_answers_bad_input_in_one_line(config, words):
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", config]
+    ended = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(said) == 1
+    assert said[0].startswith(words)
