@@ -1,6 +1,6 @@
 """Make the refined weights again, bitwise, from the base weights and a trajectory.
 
-holdfast replay base=<Hub id or folder> trajectory=<file> out=<folder>
+holdfast replay base=<name, Hub id or folder> trajectory=<file> out=<folder>
 
 A log of refinement within the alignment subspace also needs origin=<Hub id or folder>, the model before alignment.
 """
@@ -26,14 +26,17 @@ def main(arguments: list[str]) -> str:
 
     from holdfast.models import load as models
     from holdfast.runtime.run import quiet
-    from holdfast.settings.schema import Model
+    from holdfast.settings.compose import composed
     from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
 
     quiet()
     try:
         dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
-        kind = Model(name="replayed", dtype=dtypes.pop())
-        model, tokenizer = models.load(asked["base"], kind)
+        base = composed([f"model={asked['base']}"]).model  # a name of conf/model, a folder or a Hub id
+        if base.path is None:
+            raise UserError(f"base={asked['base']}: is made in a run; give the folder of its weights")
+        kind = base.model_copy(update={"dtype": dtypes.pop()})
+        model, tokenizer = models.load(base.path, kind)
         origin = models.load(asked["origin"], kind)[0] if "origin" in asked else None
         steps = replay(model, trajectory, origin)
     except TrajectoryError as error:
