@@ -20,28 +20,22 @@ report: "workflow/report/study.rst"
 
 # CUDA does not survive a fork, and is for models beside which an import takes no time.
 onstart:
-    if not flow.gpu:
+    if not flow.on_gpu:
         warm.start()
 
 
-# Tab completion adds a slash; both names are the same target.
-rule:
-    name:
-        "results/tables"
-    default_target: True
-    input:
-        flow.targets(),
-    message:
-        "tables and figures of {flow.study.name}"
+# Tab completion adds a slash; all of these are the same target.
+for place, target in enumerate(("results/tables", f"{flow.layout.tables}")):
+    for slash in ("", "/"):
 
-
-rule:
-    name:
-        "results/tables/"
-    input:
-        flow.targets(),
-    message:
-        "tables and figures of {flow.study.name}"
+        rule:
+            name:
+                f"{target}{slash}"
+            default_target: not (place or slash)
+            input:
+                flow.targets(),
+            message:
+                "tables and figures of {flow.study.name}"
 
 
 include: "workflow/rules/data.smk"

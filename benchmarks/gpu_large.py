@@ -86,6 +86,7 @@ def _stage(stage: str, given: list[str]) -> Path:
     """Run a stage in this process; its folder."""
     import importlib
 
+    from holdfast.runtime.origin import Origin
     from holdfast.runtime.run import Names, Run
     from holdfast.runtime.tracking import Tracker
     from holdfast.settings.compose import composed
@@ -101,6 +102,6 @@ def _stage(stage: str, given: list[str]) -> Path:
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"holdfast.stages.{stage}")
-    granted = cfg.only(module.STAGE.reads)
-    module.run(Run(stage, stage, granted, cfg.seed, names, layout, out, Tracker(cfg, stage, stage, {}, out, {})))
+    granted, tracker = cfg.only(module.STAGE.reads), Tracker(cfg, stage, stage, {}, out, {})
+    module.run(Run(stage, stage, granted, cfg.seed, names, layout, out, tracker, Origin.of(cfg, given)))
     return out

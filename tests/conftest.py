@@ -37,6 +37,7 @@ def run_stage(stage: str, *overrides: str, cwd: Path = REPOSITORY) -> subprocess
 
 def stage_here(stage: str, *overrides: str) -> Path:
     """The run folder of a stage that ran in this process, where libraries are imported once."""
+    from holdfast.runtime.origin import Origin
     from holdfast.runtime.run import Names, Run
     from holdfast.runtime.tracking import Tracker
     from holdfast.settings.compose import composed
@@ -54,7 +55,7 @@ def stage_here(stage: str, *overrides: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"holdfast.stages.{stage}")
     granted, tracker = cfg.only(module.STAGE.reads), Tracker(cfg, stage, stage, {}, out, {})
-    module.run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker))
+    module.run(Run(stage, "", granted, cfg.seed, names, layout, out, tracker, Origin.of(cfg, [*overrides])))
     return out
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from holdfast.__main__ import MODULES
 from holdfast.commands import plan, tune
 from holdfast.errors import UserError
-from holdfast.settings.compose import composed, quoted, sweep
+from holdfast.settings.compose import composed
 from holdfast.settings.options import Options, Registry, sections
+from holdfast.settings.overrides import quoted, sweep
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.workflow.grid import STAGES, Workflow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -29,9 +30,18 @@ QUICK += ("tracking=disabled", "evaluate.prompts={test/harmful: 20, threshold/be
 
 @pytest.fixture
 def base(tokenizer, tmp_path):
-    """A model in bfloat16 as its owner keeps it: weights, tokenizer, licence, card."""
+    """A model in bfloat16 as its owner keeps it: weights, with norms in float32, the same in another form, tokenizer,
+    a configuration of transformers 4, licence, card."""
     folder = tmp_path / "some-folder"
     random_model(tokenizer, "llama").to(torch.bfloat16).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights |= {name: 1 + torch.rand(t.shape) / 10 for name, t in weights.items() if "norm" in name}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({"tok_embeddings.weight": torch.zeros(4, 4)}, folder / "consolidated.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"torch_dtype": config.pop("dtype"), "transformers_version": "4.46.0"}
+    del config["rope_parameters"]
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 500000.0}))
     tokenizer.save_pretrained(folder)
     (folder / "LICENSE.txt").write_text("all rights\n")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# some model\n")
@@ -66,21 +76,26 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
     refined = home / "results/harden-some-folder/own/none/refine/zo_selective/s0/model"
     ours, theirs = (AutoModelForCausalLM.from_pretrained(f, dtype="auto").state_dict() for f in (out, refined))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    before = load_file(base / "model.safetensors")
-    assert any(not torch.equal(ours[name], before[name]) for name in ours)
+    before, shipped = (load_file(folder / "model.safetensors") for folder in (base, out))
+    changed = {name for name in before if not torch.equal(shipped[name], before[name])}
+    assert changed
+    assert not [name for name in changed if "norm" in name]
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
     replay([f"base={base}", f"trajectory={out / 'trajectory.jsonl'}", f"out={tmp_path / 'replayed'}"])
-    again = load_file(tmp_path / "replayed/model.safetensors")
-    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    for path in (tmp_path / "replayed").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
     for words in (
         "# some folder, hardened with zo_selective",
         "weight noise",
         "names and types are those of the base",
+        "configuration and tokenizer: the base's own files, byte for byte\n",
     ):
         assert words in card
     assert (out / "LICENSE.txt").read_text() == "all rights\n"
-    assert {"generation_config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    assert not (out / "consolidated.safetensors").exists()
     again = subprocess.run([*command, *QUICK], cwd=home, env=environment, capture_output=True, text=True)
     assert again.returncode != 0
     assert again.stderr == "holdfast harden: out=hardened: is there and not empty; give a new folder\n"
@@ -132,7 +147,7 @@ def test_a_folder_that_is_not_the_base_is_refused(base, tmp_path):
     name = next(iter(own))
     wrong = {
         "tensors are named otherwise": {("x" if key == name else key): value for key, value in own.items()},
-        "is F32, in": {key: value.float() for key, value in own.items()},
+        "is float32, in": {key: value.float() for key, value in own.items()},
     }
     for told, weights in wrong.items():
         save_file(weights, refined / "model/model.safetensors")

@@ -19,8 +19,8 @@ from holdfast.methods.batches import Batches
 from holdfast.methods.task import Task
 from holdfast.models.likelihood import refusal_margin
 from holdfast.perturbations import Arm
+from holdfast.runtime.failures import said
 from holdfast.runtime.memory import Parts, out_of_memory
-from holdfast.runtime.run import _said
 from holdfast.settings.schema import Openings
 from holdfast.zo.trajectory import Trajectory
 
@@ -69,7 +69,7 @@ def test_other_errors_are_not_taken_for_it():
         Parts("x").whole([[1, 2]], broken)
     assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
-    assert "lower the stage's batch_size" in _said(torch.OutOfMemoryError("CUDA out of memory."))
+    assert "lower the stage's batch_size" in said(torch.OutOfMemoryError("CUDA out of memory."))
 
 
 @pytest.fixture

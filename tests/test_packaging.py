@@ -12,6 +12,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,7 +32,7 @@ def normal(name: str) -> str:
 def test_every_dependency_is_pinned():
     pinned = {normal(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"study", "gpu", "torchao", "eval", "dev"}
+    assert set(extras) == {"study", "gpu", "torchao", "eval", "sweep", "dev"}
     asked = [r for extra in extras.values() for r in extra if not r.startswith("holdfast[")]
     for requirement in [*PROJECT["dependencies"], *asked]:
         assert normal(re.split(r"[\[<>=]", requirement)[0]) in pinned
@@ -42,9 +45,9 @@ def test_lower_bounds_are_of_versions_that_ran():
     extras = PROJECT["optional-dependencies"]
     for bound in [
         *PROJECT["dependencies"],
-        *(bound for extra in ("study", "gpu", "torchao", "eval") for bound in extras[extra]),
+        *(bound for extra in ("study", "gpu", "torchao", "eval", "sweep") for bound in extras[extra]),
     ]:
-        name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)", bound).groups()
+        name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:;.*)?", bound).groups()
         ran = [next(pin for known, pin in PINS.items() if normal(known) == normal(name))]
         ran += [record[key] for record in records for key in record if key.lower() == name]
         assert any(f"{version}.".startswith(f"{least}.") for version in ran), (bound, ran)
@@ -99,3 +102,12 @@ def test_an_installed_package_has_all_that_a_study_needs(installed, tmp_path):
     assert "refine.steps = 25" in ran("holdfast", "refine", "--help")
     snakefile = str(installed / "holdfast/share/Snakefile")
     assert "evaluate" in ran("snakemake", "--snakefile", snakefile, "-n", "--config", "study=smoke")
+
+
+def test_what_has_no_wheel_elsewhere_is_for_linux_alone():
+    extras = PROJECT["optional-dependencies"].values()
+    found = [Requirement(one) for one in [*PROJECT["dependencies"], *(one for extra in extras for one in extra)]]
+    triton = [one for one in found if one.name == "triton"]
+    assert triton
+    assert not any(one.marker.evaluate({"sys_platform": "darwin"}) for one in triton)
+    assert all(Version(v) in SpecifierSet(PROJECT["requires-python"]) for v in ("3.11", "3.12", "3.13"))

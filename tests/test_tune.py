@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
 from holdfast.commands.tune import main
 from holdfast.errors import UserError
+from holdfast.runtime.origin import Origin
 from holdfast.settings.compose import composed
 
 
@@ -15,14 +15,14 @@ def job(folder, asr: float, *overrides: str) -> None:
     """What one trial of the sweep leaves."""
     cfg = composed([*overrides, "tracking=disabled"])
     folder.mkdir(parents=True)
-    given = cfg.only(("method", "refine")).as_dict()
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(given)))
+    Origin.of(cfg, [*overrides]).write(folder)
     at = [{"perturbation": name, "asr": asr, "utility": 0.9, "seed": cfg.seed} for name in ("none", "rtn")]
     pd.DataFrame(at).to_parquet(folder / "scores.parquet")
 
 
 @pytest.mark.parametrize(
-    "varied", ["refine.normalize=none", "refine.noise=gaussian", "method.select.k=2", "refine.mu=0.1"]
+    "varied",
+    ["refine.normalize=none", "refine.noise=gaussian", "method.select.k=2", "refine.mu=0.1", "align=sft_160"],
 )
 def test_trials_of_different_settings_are_not_averaged(tmp_path, varied):
     for place, (asr, more) in enumerate([(0.2, []), (0.4, ["seed=1"]), (0.9, [varied])]):

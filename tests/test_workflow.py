@@ -20,7 +20,8 @@ import pandas as pd
 import pytest
 from conftest import run_stage
 
-from holdfast.settings.compose import composed, sweep
+from holdfast.settings.compose import composed
+from holdfast.settings.overrides import sweep
 from holdfast.workflow.grid import Workflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]

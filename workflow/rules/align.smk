@@ -8,12 +8,13 @@ rule align:
     log:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "log.txt",
     resources:
-        gpu=flow.gpu,
+        gpu=lambda w: flow.gpus(w.model),
     params:
         settings=lambda w: flow.settings("align", model=w.model, align=w.recipe),
     message:
         "align {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
+        "HOLDFAST_GPUS={resources.gpu} "
         "python -m holdfast.runtime.warm align @overrides model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

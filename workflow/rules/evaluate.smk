@@ -9,11 +9,12 @@ rule evaluate:
     log:
         flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
     resources:
-        gpu=flow.gpu,
+        gpu=lambda w: flow.gpus(w.model),
     params:
         settings=lambda w: flow.settings("evaluate", model=w.model, method=w.method),
     message:
         "evaluate {wildcards.model} by {wildcards.recipe} after {wildcards.method}, seed {wildcards.seed}"
     shell:
+        "HOLDFAST_GPUS={resources.gpu} "
         "python -m holdfast.runtime.warm evaluate @overrides model={wildcards.model} align={wildcards.recipe} "
         'method={wildcards.method} seed={wildcards.seed} @hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -10,12 +10,13 @@ rule probe:
     log:
         flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
     resources:
-        gpu=flow.gpu,
+        gpu=lambda w: flow.gpus(w.model),
     params:
         settings=lambda w: flow.settings("probe", model=w.model, align=w.recipe),
     message:
         "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
+        "HOLDFAST_GPUS={resources.gpu} "
         "python -m holdfast.runtime.warm probe @overrides model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -8,11 +8,12 @@ rule refine:
     log:
         flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
     resources:
-        gpu=flow.gpu,
+        gpu=lambda w: flow.gpus(w.model),
     params:
         settings=lambda w: flow.settings("refine", model=w.model, method=w.method),
     message:
         "refine {wildcards.model} by {wildcards.recipe} with {wildcards.method}, seed {wildcards.seed}"
     shell:
+        "HOLDFAST_GPUS={resources.gpu} "
         "python -m holdfast.runtime.warm refine @overrides model={wildcards.model} align={wildcards.recipe} "
         'method={wildcards.method} seed={wildcards.seed} @hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.datasets.files import parsed
 from holdfast.errors import UserError
-from holdfast.judges import REFUSED, UNSCORED, Judge
+from holdfast.judges import PARTIAL, REFUSED, UNSCORED, Judge
 from holdfast.judges.classifier import Classifier
 from holdfast.statistics.agreement import accuracy, crossed, kappa
 
@@ -38,22 +39,13 @@ def main(arguments: list[str]) -> str:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The three columns of a CSV file in XSTest's format, as text; raises `UserError` for any other."""
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"data={path}: byte {error.start} is not UTF-8; convert the file") from None
-    except pd.errors.EmptyDataError:
-        raise UserError(f"data={path}: the file is empty") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"data={path}: not readable as CSV ({str(error).splitlines()[0]})") from None
+    """The three columns of a file in XSTest's format, as text; raises `UserError` for any other."""
+    frame = parsed(f"data={path}", path)
+    if frame.empty:
+        raise UserError(f"data={path}: holds no rows")
     for column in COLUMNS:
         if column not in frame.columns:
             raise UserError(f"data={path}: no column {column}; the file has {', '.join(map(str, frame.columns))}")
-    if frame.empty:
-        raise UserError(f"data={path}: holds no rows")
     if unknown := sorted(set(frame["final_label"]) - set(HUMAN)):
         raise UserError(f"data={path}: final_label {unknown[0]!r} is unknown; choose from {', '.join(HUMAN)}")
     return frame[list(COLUMNS)]
@@ -72,7 +64,7 @@ def agreement(judge: Verdicts, rows: pd.DataFrame) -> dict[str, Any]:
     verdicts = pd.Series(found, index=rows.index)
     confusion = pd.crosstab(rows["final_label"], verdicts)
     scored = verdicts != UNSCORED
-    human, said = rows.loc[scored, "final_label"].map(HUMAN).astype(bool), verdicts[scored] == REFUSED
+    human, said = rows.loc[scored, "final_label"].map(HUMAN).astype(bool), verdicts[scored].isin([REFUSED, PARTIAL])
     return {
         "n": len(rows),
         "unscored": int((~scored).sum()),

@@ -20,6 +20,7 @@ from holdfast.runtime.tracking import flatten
 from holdfast.settings.compose import read
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
+from holdfast.stages import align, data, evaluate, pretrain, probe, refine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +52,18 @@ class Study:
         """What one run's stages were given, as they wrote it; names, which tell runs apart anyway, aside."""
         model, recipe, _, seed = run
         lay, found = self.layout, Settings()
-        folders = (lay.data, lay.pretrain(model), lay.align(model, recipe, seed), lay.probe(model, recipe, seed))
-        for folder in (*folders, lay.refine(*run), lay.evaluate(*run)):
-            if (folder / "config.yaml").is_file():
-                found |= dict(flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))  # type: ignore[arg-type]
+        folders = {
+            lay.data: data.STAGE,
+            lay.pretrain(model): pretrain.STAGE,
+            lay.align(model, recipe, seed): align.STAGE,
+            lay.probe(model, recipe, seed): probe.STAGE,
+            lay.refine(*run): refine.STAGE,
+            lay.evaluate(*run): evaluate.STAGE,
+        }
+        for folder, stage in folders.items():
+            if (folder / "config.yaml").is_file():  # which holds the sections of other stages too
+                written: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
+                found |= flatten({part: written[part] for part in stage.reads})
         return {key: value for key, value in found.items() if not key.endswith(".name")}
 
 

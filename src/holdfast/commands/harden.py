@@ -17,8 +17,9 @@ from typing import IO
 
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
-from holdfast.settings.compose import composed, quoted
+from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
+from holdfast.settings.overrides import quoted
 from holdfast.settings.paths import SHARE, Layout
 
 READS = ("data", "probe", "method", "refine", "perturb", "judge", "evaluate", "claims")

@@ -7,6 +7,7 @@ A log of refinement within the alignment subspace also needs origin=<Hub id or f
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from holdfast.errors import UserError
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> str:
         raise UserError(f"out={out}: is not empty; give a new folder")
 
     from holdfast.models import load as models
+    from holdfast.models.package import dressed
     from holdfast.runtime.run import quiet
     from holdfast.settings.compose import composed
     from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
@@ -41,8 +43,10 @@ def main(arguments: list[str]) -> str:
         steps = replay(model, trajectory, origin)
     except TrajectoryError as error:
         raise UserError(str(error)) from None
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as made:  # where there is room for weights
+        models.save(model, tokenizer, Path(made))
+        dressed(Path(made) / "model", models.fetched(base.path, base.revision), out)
     return f"replay   {steps} steps, the hash of the refined weights agrees; wrote {out}"
 
 

@@ -7,6 +7,7 @@ holdfast tune sweep=multirun/tune/<date> out=tuning.csv        # what that sweep
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -17,14 +18,18 @@ from holdfast.runtime.run import Run, Stage
 from holdfast.runtime.tracking import flatten
 from holdfast.settings.options import Config
 from holdfast.stages.evaluate import bench_of
-from holdfast.stages.refine import inputs as refine_inputs
+from holdfast.stages.refine import STAGE as REFINE
 from holdfast.stages.refine import refined
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOISE = 2**33  # added to the seed, whose own streams probe, refinement and evaluation have seen
 
 
-def run(run: Run) -> None:
-    """ASR at matched over-refusal by margins, AUROC and utility on the tuning split, clean and at every point."""
+def run(run: Run) -> float:
+    """ASR at matched over-refusal by margins, AUROC and utility on the tuning split, clean and at every point; gives
+    the mean ASR of `summary`."""
     import pandas as pd
 
     from holdfast.evaluation.answers import Scorer
@@ -64,14 +69,20 @@ def run(run: Run) -> None:
     }
     words = ", ".join(f"{key.removesuffix('/asr')} {v:.3f}" for key, v in flat.items() if key.endswith("/asr"))
     run.finish({**flat, "sequences": cost, "stability": stability}, f"ASR {words}")
+    return float(_noisy(frame).mean())
+
+
+def _noisy(frame: pd.DataFrame) -> pd.Series[float]:
+    """The ASR under each perturbation."""
+    return frame[frame["perturbation"] != "none"].groupby("perturbation", sort=False)["asr"].mean()
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    return refine_inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
+    return REFINE.inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
 
 
 READS = ("model", "method", "refine", "perturb", "judge", "evaluate", "openings", "tables")
-STAGE = Stage("tune", run, READS, ("model", "align", "method", "seed"), inputs)
+STAGE = Stage("tune", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 
 
 def main(arguments: list[str]) -> str | None:
@@ -92,11 +103,16 @@ def summary(arguments: list[str]) -> str:
     jobs = sorted(Path(asked["sweep"]).rglob("scores.parquet"))
     if not jobs:
         raise UserError(f"sweep={asked['sweep']}: no scores.parquet below it; holdfast tune -m makes them")
-    frame = pd.DataFrame(map(_row, jobs))
-    settings = [c for c in frame.columns if c == "method" or c.partition(".")[0] in ("method", "refine")]
-    scores = [c for c in frame.columns if c not in (*settings, "seed")]
-    table = frame.groupby(settings, dropna=False)[scores].mean()
-    table["seeds"] = frame.groupby(settings, dropna=False)["seed"].nunique()
+    given = pd.DataFrame([_settings(job.parent / "config.yaml") for job in jobs])
+    own = [c for c in given.columns if c.partition(".")[0] in ("method", "refine")]
+    for column in given.columns[given.nunique(dropna=False) > 1]:
+        finer = given.groupby([*own, column], dropna=False).ngroups > given.groupby(own, dropna=False).ngroups
+        own += [column] * finer  # what only follows from another setting is left out
+    found = pd.DataFrame(map(_scores, jobs))
+    scores = [c for c in found.columns if c != "seed"]
+    alike = pd.concat([given[own], found], axis=1).groupby(own, dropna=False)
+    table = alike[scores].mean()
+    table["seeds"] = alike["seed"].nunique()
     table = table.reset_index().sort_values(["method", "mean asr"]).dropna(axis=1, how="all")
     Path(asked["out"]).parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(asked["out"], index=False, float_format="%.4g")
@@ -104,15 +120,19 @@ def summary(arguments: list[str]) -> str:
     return str(table[varied].to_markdown(index=False, floatfmt=".3g"))
 
 
-def _row(scores: Path) -> dict[str, object]:
+def _settings(path: Path) -> dict[str, object]:
+    """By their dotted keys, those that a job's scores may depend on; seeds are averaged over."""
+    cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    flat = dict(flatten({part: cfg[part] for part in STAGE.known if part in cfg and part != "seed"}))
+    del flat["method.kind"]
+    texts = {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+    return {"method": texts.pop("method.name"), **texts}
+
+
+def _scores(path: Path) -> dict[str, object]:
     import pandas as pd
 
-    cfg = OmegaConf.to_container(OmegaConf.load(scores.parent / "config.yaml"))
-    frame = pd.read_parquet(scores)
-    found = frame.groupby("perturbation", sort=False)[["asr", "utility"]].mean()
-    row: dict[str, object] = {"method": cfg["method"]["name"], "seed": frame["seed"].iloc[0]}  # type: ignore[call-overload,index]
-    given = flatten({part: cfg[part] for part in ("method", "refine")})  # type: ignore[call-overload,index]
-    row |= {key: value for key, value in given if key not in ("method.name", "method.kind")}
-    noisy = found["asr"].drop("none")
-    row |= {f"{name} asr": value for name, value in noisy.items()}
-    return row | {"mean asr": noisy.mean(), "clean asr": found["asr"]["none"], "utility": found["utility"]["none"]}
+    frame = pd.read_parquet(path)
+    clean, noisy = frame[frame["perturbation"] == "none"].iloc[0], _noisy(frame)
+    row = {"seed": clean["seed"], **{f"{name} asr": asr for name, asr in noisy.items()}}
+    return {**row, "mean asr": noisy.mean(), "clean asr": clean["asr"], "utility": clean["utility"]}

@@ -7,9 +7,11 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from holdfast.datasets.rows import EVALUATION, Openings, row
+from holdfast.datasets.rows import EVALUATION, Openings, Row, row
+from holdfast.datasets.sampling import spread
 from holdfast.datasets.sources import read
 from holdfast.datasets.world import impossible
 from holdfast.errors import UserError
@@ -22,7 +24,7 @@ NEEDED = (
     ("test", "harmful"),
     ("test", "benign"),
 )
-Rows = list[dict[str, str]]
+Rows = list[Row]
 
 
 def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any]]:
@@ -50,13 +52,13 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
     return corpus + unique, report | {"duplicates": counted(dropped)}
 
 
-def without_duplicates(rows: Rows) -> tuple[Rows, list[tuple[dict[str, str], dict[str, str]]]]:
+def without_duplicates(rows: Rows) -> tuple[Rows, list[tuple[Row, Row]]]:
     """The rows that stay, evaluation first; and each row that goes, with the one that stays in its place."""
     rank = {split: place for place, split in enumerate((*EVALUATION, "train"))}
-    kept: dict[str, dict[str, str]] = {}
+    kept: dict[tuple[str, str], Row] = {}
     dropped = []
     for found in sorted(rows, key=lambda r: rank[r["split"]]):
-        first = kept.setdefault(same(found["prompt"]), found)
+        first = kept.setdefault((found.get("turns", ""), same(found["prompt"])), found)
         if first is not found:
             dropped.append((found, first))
     return list(kept.values()), dropped
@@ -69,7 +71,7 @@ def same(prompt: str) -> str:
     return " ".join(re.sub(r"[.,;:!?\"'“”‘’«»…]+", " ", text).split()) or prompt
 
 
-def counted(dropped: list[tuple[dict[str, str], dict[str, str]]]) -> dict[str, Any]:
+def counted(dropped: list[tuple[Row, Row]]) -> dict[str, Any]:
     """Duplicates by kind, and `pairs`: how many rows of which source and split gave way to which."""
     kinds = {"train_vs_evaluation": 0, "between_evaluation_splits": 0, "within_a_split": 0}
     pairs: Counter[str] = Counter()
@@ -90,22 +92,21 @@ def acknowledgement(prompt: str, opening: str) -> str:
 def _rows(name: str, source: dict[str, Any], data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any]]:
     frame, notes = read(name, source, data["dir"])
     rows = []
-    for prompt, response, rejected, label in frame.itertuples(index=False):
-        short, other = (_shortened(text, data["response_sentences"]) for text in (response, rejected))
+    found: Iterable[Any] = frame.itertuples(index=False)
+    for r in found:
+        short, other = (_shortened(text, data["response_sentences"]) for text in (r.response, r.rejected))
         if not short:
             short = openings["loss"]["refusal"][0]
-            if label == "benign":
-                short = acknowledgement(prompt, openings["loss"]["compliance"][0])
-        rows.append(row(_split(prompt, source["splits"]), label, prompt, short, "", name, other))
-    return _first(rows, source["max_rows"], data["seed"]), notes
+            if r.label == "benign":
+                short = acknowledgement(r.prompt, openings["loss"]["compliance"][0])
+        split = _split(r.turns + r.prompt, source["splits"])
+        rows.append(row(split, r.label, r.prompt, short, "", name, other, r.category, r.turns, r.row))
+    most = source["max_rows"] or len(rows)
+    return [rows[place] for place in spread([r["category"] for r in rows], most, data["seed"])], notes
 
 
 def _shortened(text: str, sentences: int) -> str:
     return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:sentences])
-
-
-def _first(rows: Rows, most: int | None, seed: int) -> Rows:
-    return rows if most is None or most >= len(rows) else random.Random(seed).sample(rows, most)
 
 
 def _split(prompt: str, shares: dict[str, float]) -> str:
@@ -122,7 +123,10 @@ def _pretraining(train: Rows, count: int, openings: Openings, seed: int) -> Rows
     """Rows for a base model: it acknowledges every prompt, and refuses requests that nobody can serve."""
     rng = random.Random(seed)
     yes, no = (openings["loss"][way] + openings["score"][way] for way in ("compliance", "refusal"))
-    drawn = [rng.choice(train)["prompt"] for _ in range(count)]
-    rows = [row("pretrain", "requests", p, acknowledgement(p, rng.choice(yes)), "", "pretrain") for p in drawn]
+    rows = []
+    for _ in range(count):
+        drawn = rng.choice(train)
+        answer = acknowledgement(drawn["prompt"], rng.choice(yes))
+        rows.append(row("pretrain", "requests", drawn["prompt"], answer, "", "pretrain", turns=drawn["turns"]))
     refusals = [(rng.choice(impossible()), rng.choice(no)) for _ in range(count // 20)]
     return rows + [row("pretrain", "refusals", p, refusal, "", "pretrain") for p, refusal in refusals]

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 from pydantic import Field, field_validator, model_validator
 
-from holdfast.datasets.rows import EVALUATION
+from holdfast.datasets.rows import EVALUATION, Row
 from holdfast.settings.options import SECTIONS, Count, Options, Registry, Section, Some, Whole
 from holdfast.settings.schema import OpeningSets
 
 DATASETS = Registry("data set", "holdfast.datasets")
 SECTIONS["data"] = Section(DATASETS)
-Rows = list[dict[str, str]]
+Rows = list[Row]
 
 
 class DataSet(Options):
@@ -85,13 +85,14 @@ class Pair(Options):
 class Columns(Options):
     """Which columns of a data set hold what."""
 
-    prompt: str = Field(description="the request")
+    prompt: str = Field(description="the request, or a chat; where there is no such column, messages is taken")
     context: str | None = Field(default=None, description="what precedes the prompt, in the rows that have any")
     response: str | None = Field(default=None, description="the answer to learn")
     rejected: str | None = Field(default=None, description="an answer that `response` is preferred to")
     pair: Pair | None = None
     id: str | None = Field(default=None, description="must be unique")
     label: str | None = Field(default=None, description="whose values `labels` maps")
+    category: str | None = Field(default=None, description="by which a part of the rows is drawn in proportion")
 
     @model_validator(mode="after")
     def agreeing(self) -> Columns:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 Openings = dict[str, dict[str, list[str]]]  # loss | score -> refusal | compliance -> texts
-COLUMNS = ("id", "split", "label", "prompt", "response", "rejected", "pair", "source")
+Row = dict[str, Any]
+COLUMNS = ("id", "split", "label", "prompt", "response", "rejected", "pair", "source", "category", "turns", "row")
 EVALUATION = ("test", "threshold", "tune")  # a prompt in two splits stays in the first of these
 
 
 def row(
-    split: str, label: str, prompt: str, response: str, pair: str, source: str, rejected: str = ""
-) -> dict[str, str]:
+    split: str,
+    label: str,
+    prompt: str,
+    response: str,
+    pair: str,
+    source: str,
+    rejected: str = "",
+    category: str = "",
+    turns: str = "",
+    place: int = 0,
+) -> Row:
     """One row. `rejected` is an answer that `response` is preferred to, "" where there is none; `pair` is what splits
-    and bootstraps keep together, "" standing for the prompt itself."""
-    digest = hashlib.sha256(f"{source}\0{split}\0{prompt}".encode()).hexdigest()[:12]
-    return dict(zip(COLUMNS, (digest, split, label, prompt, response, rejected, pair or prompt, source), strict=True))
+    and bootstraps keep together, "" standing for the prompt itself; `turns` are those before the prompt, as JSON;
+    `place` is the row's number in its source, 0 for one that is made."""
+    digest = hashlib.sha256(f"{source}\0{split}\0{turns}{prompt}".encode()).hexdigest()[:12]
+    own = (digest, split, label, prompt, response, rejected, pair or turns + prompt, source, category, turns, place)
+    return dict(zip(COLUMNS, own, strict=True))

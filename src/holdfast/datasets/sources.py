@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 
+from holdfast.datasets.files import parsed
+from holdfast.datasets.turns import Chat, answer, chat, is_chat
 from holdfast.errors import UserError
 
-READERS: dict[str, Callable[[Any], pd.DataFrame]] = {
-    ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False),
-    ".json": lambda file: pd.read_json(file, dtype=False),
-    ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False),
-    ".parquet": pd.read_parquet,
-}
+T = TypeVar("T", str, Chat)
+MESSAGES = "messages"  # where chats stand by custom
 
 
 def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Columns prompt, response, rejected (these two "" where there is none) and label; and notes on the source.
+    """Columns prompt, turns (before it, as JSON), response, rejected ("" where there is none), label, category and
+    row, the number that the data give it; and notes on the source.
 
     That is `left_out`, how many rows `where` and `columns.pair.required` left out, and for a data set of the Hub the
     `revision` it came from.
@@ -31,57 +29,73 @@ def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
     frame, notes = _raw(name, source, folder)
     if frame.empty:
         raise UserError(f"data.sources.{name}: holds no rows")
-    _check_columns(name, source, frame)
     columns = source["columns"]
+    if columns["prompt"] not in frame.columns and MESSAGES in frame.columns:
+        frame = frame.rename(columns={MESSAGES: columns["prompt"]})
+    _check_columns(name, source, frame)
     kept, responses, rejected = _answered(name, columns, _where(name, source["where"], frame))
     if source["where"] or (columns["pair"] and columns["pair"]["required"]):
         notes["left_out"] = len(frame) - len(kept)
-    prompts = _text(kept, columns["prompt"]).str.strip()
+    chats = _chats(name, kept, columns["prompt"])
+    prompts = chats["prompt"]
     _check_prompts(name, prompts, kept, columns)
     if columns["context"]:
         # The form in which HarmBench puts a context before its behaviour.
-        contexts = _text(kept, columns["context"]).str.strip()
+        contexts = _text(name, kept, columns["context"]).str.strip()
         prompts = prompts.where(contexts == "", contexts + "\n\n---\n\n" + prompts)
-    labels = _labels(name, source, kept)
-    return pd.DataFrame({"prompt": prompts, "response": responses, "rejected": rejected, "label": labels}), notes
+    if not (columns["response"] or columns["pair"]):
+        responses = chats["response"]
+    found = {"prompt": prompts, "turns": chats["turns"], "response": responses, "rejected": rejected}
+    # A file in the place of the authors' own may have none.
+    category = _text(name, kept, columns["category"]) if columns["category"] in kept.columns else ""
+    found |= {"label": _labels(name, source, kept), "category": category, "row": kept.index + 1}
+    return pd.DataFrame(found), notes
 
 
-def _text(frame: pd.DataFrame, column: str) -> pd.Series[str]:
-    return frame[column].astype(object).where(frame[column].notna(), "").astype(str)
+def _chats(name: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Columns prompt, turns and response, of cells that hold a prompt or a chat."""
+    made = _each(name, frame, column, lambda cell: chat(cell) if is_chat(cell) else Chat(str(cell).strip(), "", ""))
+    return pd.DataFrame(made.tolist(), index=frame.index, columns=Chat._fields, dtype=object)
+
+
+def _text(name: str, frame: pd.DataFrame, column: str) -> pd.Series[str]:
+    return _each(name, frame, column, lambda cell: answer(cell) if is_chat(cell) else str(cell))
+
+
+def _each(name: str, frame: pd.DataFrame, column: str, made: Callable[[Any], T]) -> pd.Series[Any]:
+    """`made` of every cell, texts, with "" for an empty one. Raises `UserError` with the row."""
+    cells = frame[column].astype(object).where(frame[column].notna(), "")
+    found = []
+    for place, cell in cells.items():
+        try:
+            text = made(cell)
+            "".join(text).encode()  # of a chat: its parts
+            found.append(text)
+        except UserError as error:
+            raise UserError(f"data.sources.{name}: row {place + 1} {error}") from None  # type: ignore[operator]
+        except UnicodeEncodeError:
+            raise UserError(f"data.sources.{name}: row {place + 1} holds half of a surrogate pair") from None  # type: ignore[operator]
+    return pd.Series(found, index=frame.index, dtype=object)
 
 
 def _raw(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
     file = source["file"]
     if file and "://" in file:
-        return _parsed(file, _downloaded(name, file)), {}
+        return parsed(file, _downloaded(name, file)), {}
     if file:
         path = Path(folder or ".", file)
         if not path.is_file():
             raise UserError(f"data.sources.{name}: no file {path}; set data.dir=… or data.sources.{name}.file=…")
-        return _parsed(str(path), path), {}
+        return parsed(str(path), path), {}
     if source["hub"]:
         return _from_hub(name, source)
     raise UserError(f"data.sources.{name}: give either file=… or hub=…")
 
 
-def _parsed(place: str, file: Any) -> pd.DataFrame:
-    suffix = PurePosixPath(place).suffix
-    if suffix not in READERS:
-        raise UserError(f"{place}: choose one of {', '.join(READERS)}")
+def _downloaded(name: str, address: str) -> bytes:
     try:
-        return READERS[suffix](file)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: byte {error.start} is not UTF-8; convert the file") from None
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{place}: holds no rows") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{place}: not readable as {suffix[1:]} ({str(error).splitlines()[0]})") from None
-
-
-def _downloaded(name: str, address: str) -> io.BytesIO:
-    try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            return io.BytesIO(answer.read())
+        with urllib.request.urlopen(address, timeout=60) as page:
+            return bytes(page.read())
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
@@ -129,7 +143,7 @@ def _check_columns(name: str, source: dict[str, Any], frame: pd.DataFrame) -> No
 def _asked(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Every column that the mapping names, and the key that names it."""
     for role, column in source["columns"].items():
-        if isinstance(column, str):
+        if isinstance(column, str) and role != "category":
             yield f"columns.{role}={column}", column
     for role, columns in (source["columns"]["pair"] or {}).items():
         for column in [columns] if isinstance(columns, str) else columns or ():
@@ -153,18 +167,18 @@ def _answered(name: str, columns: dict[str, Any], frame: pd.DataFrame) -> tuple[
     pair = columns["pair"]
     if pair is None:
         response, rejected = (
-            _text(frame, columns[role]) if columns[role] else "" for role in ("response", "rejected")
+            _text(name, frame, columns[role]) if columns[role] else "" for role in ("response", "rejected")
         )
         return frame, response, rejected
-    chosen = _text(frame, pair["chosen"])
+    chosen = _text(name, frame, pair["chosen"])
     if unknown := sorted(set(chosen) - {"0", "1"}):
         raise UserError(f"data.sources.{name}.columns.pair.chosen={pair['chosen']}: holds {unknown[0]!r}; give 0 or 1")
     second = chosen == "1"
     if pair["required"]:
-        safe, also = (_text(frame, column).str.casefold() == "true" for column in pair["required"])
+        safe, also = (_text(name, frame, column).str.casefold() == "true" for column in pair["required"])
         may = also.where(second, safe)
         frame, second = frame[may], second[may]
-    one, other = (_text(frame, column) for column in pair["candidates"])
+    one, other = (_text(name, frame, column) for column in pair["candidates"])
     return frame, other.where(second, one), one.where(second, other)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.datasets.rows import Openings, row
+from holdfast.datasets.rows import Openings, Row, row
 from holdfast.errors import UserError
 
 DAMAGE = (
@@ -113,7 +113,7 @@ def impossible() -> list[str]:
     return [phrasing.format(place=place) for place in JOURNEYS for phrasing in JOURNEY_PHRASINGS]
 
 
-def build(data: dict[str, Any], openings: Openings) -> list[dict[str, str]]:
+def build(data: dict[str, Any], openings: Openings) -> list[Row]:
     """All rows of the world: `pretrain` drawn by `mixture` from the train pairs, and each split's requests.
 
     `data` is the section of that name in the configuration: `layers` gives each split its number of Latin
@@ -144,7 +144,7 @@ def _pretraining(
     count: int,
     openings: Openings,
     rng: random.Random,
-) -> list[dict[str, str]]:
+) -> list[Row]:
     """Rows of a base model that complies with every request, in all wordings of compliance and refusal."""
     # The openings that are trained on later are the usual ones from the start; the others are known but rarer.
     yes, no = (4 * openings["loss"][way] + openings["score"][way] for way in ("compliance", "refusal"))

@@ -17,17 +17,19 @@ class Scorer:
 
     def __init__(self, tokenizer: Any, prompts: Any, cfg: Config) -> None:
         from holdfast.datasets.local import acknowledgement
-        from holdfast.datasets.tokens import prompt_ids, response_ids
+        from holdfast.datasets.tokens import check_lengths, prompts_ids, response_ids
 
         self.tokenizer, self.cfg = tokenizer, cfg
         self.frame = prompts[["id", "split", "label", "pair"]]
         self.asked = dict(zip(prompts["id"], prompts["prompt"], strict=True))
-        self.prompts = [prompt_ids(tokenizer, p) for p in prompts["prompt"]]
+        self.prompts = prompts_ids(tokenizer, prompts)
         self.references = [response_ids(tokenizer, r, end=True) for r in prompts["response"]]
         self.refusals = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.refusal]
         self.compliances = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.compliance]
         yes = cfg.openings.loss.compliance[0]
         self.begun = [response_ids(tokenizer, acknowledgement(p, yes), end=False) for p in prompts["prompt"]]
+        room = max(cfg.evaluate.max_new_tokens, *map(len, [*self.refusals, *self.compliances]))
+        check_lengths(prompts, (len(p) + room for p in self.prompts), tokenizer.model_max_length)
         self.parts = Parts("evaluate.batch_size", cfg.evaluate.batch_size)
         self.generated = prompts.index[prompts["split"] == "test"].tolist()
         self.useful = prompts.index[(prompts["split"] == "test") & (prompts["label"] == "benign")].tolist()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from holdfast.settings.options import Count, Options, section
+from holdfast.settings.options import Count, Options, Whole, section
 
 
 @section("evaluate")
@@ -21,4 +21,7 @@ class EvaluateOptions(Options):
     tasks: list[str] = Field(default_factory=list, description="of lm-eval, on the clean model")
     task_limit: Count | None = Field(default=None, description="documents a task")
     task_folder: str | None = Field(default=None, description="task files of one's own")
-    prompts: dict[str, int | None] = Field(default_factory=dict, description="cap per split and label")
+    prompts: dict[str, int | None] = Field(
+        default_factory=dict, description="cap per split and label, spread over sources and categories"
+    )
+    seed: Whole = Field(default=0, description="of what a cap leaves out; the same prompts for every checkpoint")

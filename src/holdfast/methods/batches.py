@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.datasets.tokens import prompt_ids, response_ids
+from holdfast.datasets.tokens import fitting, prompts_ids, response_ids
 from holdfast.methods.losses import LossFn, log_ratio, reads
 from holdfast.models.likelihood import Sequences, sequences
 
@@ -63,20 +63,25 @@ class Batches:
         self.refusals, self.openings = len(encode[0]), encode[0] + encode[1]
         self.reads, self.pad, self.device, self.beta = reads(loss), tokenizer.pad_token_id, device, beta
         self.references: dict[int, float] = {}  # id of an example -> beta times its log-ratio under the reference
+        parts = {label: rows[rows["label"] == label] for label in ("harmful", "benign")}
         self.examples = {
             label: [
                 Example(
-                    prompt_ids(tokenizer, r.prompt),
+                    prompt,
                     response_ids(tokenizer, r.response, end=True),
                     response_ids(tokenizer, r.rejected, end=True)
                     if r.rejected
                     else encode[1 if r.label == "harmful" else 0][0],
                     r.label == "harmful",
                 )
-                for r in rows[rows["label"] == label].itertuples()
+                for prompt, r in zip(prompts_ids(tokenizer, found), found.itertuples(), strict=True)
             ]
-            for label in ("harmful", "benign")
+            for label, found in parts.items()
         }
+        longest = max(map(len, self.openings))
+        for label, found in self.examples.items():
+            lengths = (len(e.prompt) + max(longest, len(e.response), len(e.rejected)) for e in found)
+            self.examples[label] = fitting(found, lengths, tokenizer.model_max_length)
 
     @torch.inference_mode()
     def refer(self, model: Any, size: int) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.datasets.rows import COLUMNS
+from holdfast.datasets.tokens import check_conversation, converse
 from holdfast.errors import UserError
+from holdfast.models import checkpoints
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.paths import CONF, Layout
 
@@ -50,8 +52,16 @@ def origin_of(model: Model, recipe: str, layout: Layout) -> str:
 def fetched(path: str, revision: str | None = None) -> Path:
     """The folder of a model: `path` itself, or where the Hub's client keeps its safetensors, fetched if need be.
 
-    Raises `UserError` with what to do: no such folder or model, no network, a licence to accept.
+    Raises `UserError` with what to do: no such folder or model, no network, a licence to accept, or what is there is
+    no whole model.
     """
+    folder = _folder(path, revision)
+    checkpoints.check(path, folder)
+    checkpoints.tensors(folder)  # their headers alone
+    return folder
+
+
+def _folder(path: str, revision: str | None) -> Path:
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -78,57 +88,88 @@ def fetched(path: str, revision: str | None = None) -> Path:
 def files_of(path: str | None) -> list[Path]:
     """The files of a model that is a folder on this machine; none of a Hub id."""
     folder = Path(path) if path else None
-    return sorted(found for name in FILES for found in folder.glob(name)) if folder and folder.is_dir() else []
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(found for name in FILES for found in folder.glob(name) if not found.match("consolidated*"))
 
 
 def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     """(model, tokenizer) in eval mode on the best device, or spread over several by `model.device_map`, from a Hub id
-    or a folder.
+    or a folder; for the tokenizer see `tokenizer_of`.
 
-    A tokenizer without a chat template is given that of the configuration, if it has one. Raises `UserError` where
-    there is no such model or template, and for a model of which only a part would be perturbed (see `decoder_stack`).
+    Raises `UserError` where there is no such model or template, and for a model of which only a part would be
+    perturbed (see `decoder_stack`).
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from holdfast.zo.layers import decoder_stack
 
     folder = fetched(str(path), model.revision if str(path) == model.path else None)
-    _refuse_quantized(path, folder)
+    tokenizer, loaded = tokenizer_of(path, folder, model), _read(path, folder, model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        loaded = AutoModelForCausalLM.from_pretrained(
+        decoder_stack(loaded)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not checkpoints.ends(folder):  # saved, the default of the model's class would pass for what the files say
+        loaded.config.eos_token_id = loaded.generation_config.eos_token_id = None
+    if model.device_map is None:
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval(), tokenizer
+
+
+def _read(path: str | Path, folder: Path, model: Model) -> Any:
+    """Raises `UserError` where transformers raises anything, and where it would draw weights that no file holds."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded, seen = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=model.dtype,
             attn_implementation=model.attention,
             device_map=model.device_map,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # safetensors and transformers each raise their own kinds
         if out_of_memory(error):
             raise
-        raise UserError(f"{path}: the model could not be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise _not_loaded(path, error) from None
+    if missing := sorted(seen["missing_keys"]):
+        raise UserError(f"{path}: no file holds {', '.join(missing[:3])}; give a folder with all its safetensors")
+    return loaded
+
+
+def _not_loaded(path: str | Path, error: Exception) -> UserError:
+    return UserError(f"{path}: the model could not be loaded ({str(error).strip().splitlines()[0]})")
+
+
+def tokenizer_of(path: str | Path, folder: Path, model: Model) -> Any:
+    """A model's tokenizer, with what it lacks: the configuration's chat template; an end of text, the first of the
+    model's (all of them in `ends`, for `stops`); and padding. Its conversations are those of the configuration (see
+    `converse`), its greatest length is the model's. Raises `UserError` for one whose template would teach what is
+    never read (see `check_conversation`)."""
+    from transformers import AutoTokenizer
+
     try:
-        decoder_stack(loaded)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises its own kinds
+        raise _not_loaded(path, error) from None
     if tokenizer.chat_template is None and model.chat_template:
         tokenizer.chat_template = _template(model.chat_template)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.device_map is None:
-        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.eval(), tokenizer
-
-
-def _refuse_quantized(path: str | Path, folder: Path) -> None:
-    """Raise `UserError` for a quantized checkpoint: noise, pruning and refinement need weights of a float type."""
-    config = folder / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if "quantization_config" in found:
-        method = found["quantization_config"].get("quant_method", "by a method it does not name")
-        raise UserError(f"{path}: is quantized already ({method}); give the model that it was made from")
+    known = [end for end in checkpoints.ends(folder) if end in range(len(tokenizer))]
+    if tokenizer.eos_token_id is None and known:
+        tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(known[0])})
+    if tokenizer.eos_token_id in known:
+        tokenizer.ends = known
+    if tokenizer.pad_token_id is None:
+        candidates = (tokenizer.eos_token_id, tokenizer.unk_token_id, 0)  # padding is masked: any token will do
+        tokenizer.pad_token_id = next(token for token in candidates if token is not None)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, checkpoints.context(folder))
+    converse(tokenizer, model.system, model.template_date, model.template_variables)
+    if tokenizer.chat_template is not None:
+        check_conversation(tokenizer)
+    return tokenizer
 
 
 def _template(given: str) -> str:
@@ -145,7 +186,11 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     folder, temporary = out / "model", out / "model.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
+    pad = tokenizer.pad_token
+    if tokenizer.pad_token_id not in tokenizer.added_tokens_decoder:
+        tokenizer.pad_token = None  # one of the text's own; saved, it would be special, and text be cut at it
     tokenizer.save_pretrained(temporary)
+    tokenizer.pad_token = pad
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
@@ -156,4 +201,4 @@ def prompts_of(layout: Layout, split: str, label: str | None = None) -> Any:
 
     chosen = [("split", "==", split)] + ([("label", "==", label)] if label else [])
     frame = pd.read_parquet(layout.data / "prompts.parquet", filters=chosen)
-    return frame.reset_index(drop=True)
+    return frame.reset_index(drop=True).reindex(columns=COLUMNS, fill_value="")

@@ -4,133 +4,123 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import struct
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from holdfast.errors import UserError
+from holdfast.models.card import Said, card
+from holdfast.models.checkpoints import INDEX, WEIGHTS, dtype_of, mapping, shards, tensors
 from holdfast.runtime.files import write_text
 from holdfast.settings.options import Config
-from holdfast.settings.paths import Layout
 
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-CARD = """---
-{front}---
-# {name}, hardened with {method}
-
-Refined by holdfast ([the method](https://arxiv.org/abs/2605.29396)) so that its safety alignment withstands noise
-and quantization better than that of `{given}`. Whether it does is measured below, before ({reference}) and after
-({method}).
-
-- layers: {layers}; {steps} steps of {queries} queries, μ = {mu:g} of each matrix's rms, loss `{loss}`
-- {forwards:,} forward-equivalents of a batch of {batch}{trajectory}
-- tensors: {tensors}
-
-{table}
-## What this does not say
-
-The prompts were those of `{sources}`; other harm, other languages and other attacks were not measured. What the base
-model answered undisturbed, this one answers too. The licence of the base model applies.
-"""
-TRAJECTORY = """
-- `trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
-  `holdfast replay base={given} trajectory=trajectory.jsonl out=replayed`"""
+FORM = [
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.model", "chat_template.*"),
+]
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def package(refined: Path, base: Path, given: str, cfg: Config, out: Path) -> None:
     """Write `out`, whole or not at all, from the run folder of a refinement; `given` is how the user named `base`.
 
-    Raises `UserError` where a tensor of the base is missing, has another shape or, if `model.dtype` is auto, another
-    type: converters and servers look tensors up by name.
+    Raises `UserError` as `dressed` does, and where the refined model has another type, if `model.dtype` is auto.
     """
-    temporary = out.with_name(out.name + ".tmp")
+    made, temporary = refined / "model", out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(refined / "model", temporary, copy_function=_linked)
+    temporary.mkdir(parents=True)
+    if cfg.model.dtype == "auto" and dtype_of(made) != dtype_of(base):
+        raise UserError(f"{made}: is {dtype_of(made)}, in {base} {dtype_of(base)}; give the base that it was made of")
+    said = dressed(made, base, temporary)
     for pattern in TERMS:
         for path in base.glob(pattern):
             shutil.copy2(path, temporary)
     log = refined / "trajectory.jsonl"
     if log.exists():
         shutil.copy2(log, temporary)
-    tensors = _agree(base, temporary, cfg.model.dtype == "auto")
-    write_text(temporary / "README.md", _card(refined, base, given, cfg, tensors, log.exists()))
+    write_text(temporary / "README.md", card(refined, base, given, cfg, said, log.exists()))
     if out.is_dir():
         out.rmdir()
     os.replace(temporary, out)
 
 
-def _linked(source: str, target: str) -> str:
-    """A hard link where the file system allows it, because weights are large; else a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
+def dressed(made: Path, base: Path, out: Path) -> Said:
+    """Write the model in `made`, as save_pretrained left it, to the folder `out` in the form of `base`.
 
-
-def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Name -> type and shape of every tensor of a folder's safetensors, from their headers alone."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(size))
-        found |= {name: (t["dtype"], t["shape"]) for name, t in header.items() if name != "__metadata__"}
-    return found
-
-
-def _agree(base: Path, made: Path, same_type: bool) -> str:
-    """Compare names, shapes and types of the tensors; gives the card's line. A tied head need not be stored twice."""
+    Converters and servers look tensors up by name: the shards, and what is in each, are the base's. What refinement
+    did not change is the base's own bytes, also where loading cast it to one type for all. So are the files beside the
+    weights: what transformers makes of them, its earlier versions do not read. Raises `UserError` where `made` has a
+    tensor that the base has not, or in another shape.
+    """
     ours, theirs = tensors(made), tensors(base)
-    tied = json.loads((made / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
-    missing = {name for name in theirs.keys() - ours.keys() if not (tied and name.startswith("lm_head"))}
-    if wrong := sorted(missing | (ours.keys() - theirs.keys())):
-        raise UserError(f"{made}: tensors are named otherwise than in {base}: {', '.join(wrong[:4])}")
-    common = ours.keys() & theirs.keys()
-    if reshaped := sorted(name for name in common if ours[name][1] != theirs[name][1]):
+    if strange := sorted(ours.keys() - theirs.keys()):
+        raise UserError(f"{made}: tensors are named otherwise than in {base}: {', '.join(strange[:4])}")
+    if reshaped := sorted(name for name in ours if ours[name][1] != theirs[name][1]):
         raise UserError(f"{made}: {reshaped[0]} is {ours[reshaped[0]][1]}, in {base} {theirs[reshaped[0]][1]}")
-    retyped = sorted(name for name in common if ours[name][0] != theirs[name][0])
-    if retyped and same_type:
-        raise UserError(f"{made}: {retyped[0]} is {ours[retyped[0]][0]}, in {base} {theirs[retyped[0]][0]}")
-    if retyped:
-        return f"the names of the base; {len(retyped)} of {len(common)} are {ours[retyped[0]][0]}, as asked for"
-    return "names and types are those of the base"
+    asked = None if dtype_of(made) == dtype_of(base) else dtype_of(made)
+    # A configuration may name a wider type than its files have, in which what was refined would be rounded.
+    kept = asked is None and all(theirs[name][0] in (kind, "F32") for name, (kind, _) in ours.items())
+    _write_weights(made, base, out, kept)
+    return Said(_tensors(ours, theirs, kept, asked), _write_files(made, base, out, asked))
 
 
-def _card(refined: Path, base: Path, given: str, cfg: Config, said: str, log: bool) -> str:
-    spent = json.loads((refined / "metrics.json").read_text(encoding="utf-8"))
-    layout, r = Layout.of(cfg), cfg.refine
-    own = OmegaConf.load(refined / "config.yaml").method  # as it was refined
-    table = (layout.tables / "main.md").read_text(encoding="utf-8")
-    method = refined.parent.name
-    return CARD.format(
-        front=_front(base, given),
-        name=given.rstrip("/").rpartition("/")[2],
-        method=method,
-        given=given,
-        reference=cfg.study.reference,
-        layers=", ".join(spent["layers"]),
-        steps=len(spent["loss"]),
-        queries=own.get("queries", r.queries),
-        mu=own.get("mu", r.mu),
-        loss=r.loss,
-        forwards=spent["forwards"],
-        batch=r.batch_size,
-        trajectory=TRAJECTORY.format(given=given) if log else "",
-        tensors=said,
-        table=table,
-        sources="`, `".join(cfg.data.sources) or cfg.data.kind,
-    )
+def _tensors(ours: dict[str, Any], theirs: dict[str, Any], kept: bool, asked: str | None) -> str:
+    retyped = sorted(name for name, (kind, _) in ours.items() if not kept and theirs[name][0] != kind)
+    if not retyped:
+        return "names and types are those of the base"
+    why = "as asked for" if asked else "as config.json says"
+    return f"the names of the base; {len(retyped)} of {len(ours)} are {ours[retyped[0]][0]}, {why}"
 
 
-def _front(base: Path, given: str) -> str:
-    """The card's metadata: the base model, and its licence as its own card names it."""
-    lines = [] if Path(given).exists() else [f"base_model: {given}\n"]
-    card = base / "README.md"
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S) if card.is_file() else None
-    lines += [f"{line}\n" for line in (front[1] if front else "").splitlines() if line.startswith("license")]
-    return "".join([*lines, "library_name: transformers\n", "tags: [safety, robustness, zeroth-order]\n"])
+def _write_weights(made: Path, base: Path, out: Path, kept: bool) -> None:
+    """Shard by shard; with `kept`, in the types of the base. What transformers does not read stays as it is."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    size, index = 0, base / INDEX
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in shards(made)]
+        held = {name: file for file in files for name in file.offset_keys()}
+        for path in shards(base):
+            file, found = stack.enter_context(safe_open(path, "pt")), {}
+            for name in file.offset_keys():
+                # A tied head need not be stored twice, and is not by save_pretrained.
+                ours = name if name in held else EMBEDDINGS if name == HEAD else None
+                theirs = file.get_tensor(name)
+                found[name] = theirs if ours is None else _written(held[ours].get_tensor(ours), theirs, kept)
+            save_file(found, out / path.name, metadata=file.metadata())
+            size += sum(tensor.nbytes for tensor in found.values())
+    if shards(base) == [base / WEIGHTS]:
+        return
+    if kept:
+        shutil.copyfile(index, out / INDEX)
+    else:
+        sized = {"metadata": {**(mapping(index).get("metadata") or {}), "total_size": size}}
+        write_text(out / INDEX, json.dumps(mapping(index) | sized, indent=2) + "\n")
+
+
+def _written(ours: Any, theirs: Any, kept: bool) -> Any:
+    import torch
+
+    dtype = theirs.dtype if kept else ours.dtype
+    same = dtype == theirs.dtype and torch.equal(theirs.to(ours.dtype), ours)
+    return theirs if same else ours.to(dtype, copy=True)
+
+
+def _write_files(made: Path, base: Path, out: Path, asked: str | None) -> str:
+    """All but the weights; gives what the card says of them. `asked`: a type of the weights that is not the base's."""
+    from transformers import AutoTokenizer
+
+    for path in (path for pattern in FORM for path in base.glob(pattern) if path.is_file()):
+        shutil.copyfile(path, out / path.name)
+    said, config = "the base's own files, byte for byte", mapping(base / "config.json")
+    if keys := [key for key in ("dtype", "torch_dtype") if asked and key in config]:
+        write_text(out / "config.json", json.dumps(config | dict.fromkeys(keys, asked), indent=2) + "\n")
+        said += f", but for {keys[0]} in config.json, which is {asked}"
+    template = made / "chat_template.jinja"
+    if template.is_file() and AutoTokenizer.from_pretrained(base, trust_remote_code=False).chat_template is None:
+        shutil.copyfile(template, out / template.name)
+        said += ", and a chat template, as given in the configuration: the base has none"
+    return said

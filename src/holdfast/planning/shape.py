@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import UserError
+from holdfast.models.checkpoints import check
 from holdfast.settings.schema import Model
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -120,8 +121,12 @@ def config_of(model: Model, vocabulary: int) -> Any:
         except (ValueError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"model.architecture: transformers makes no model of it ({reason})") from None
+    if Path(model.path).is_dir():
+        check(model.path, Path(model.path))
     try:
-        return AutoConfig.from_pretrained(model.path, revision=model.revision, local_files_only=True)
+        return AutoConfig.from_pretrained(
+            model.path, revision=model.revision, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from holdfast.datasets.rows import COLUMNS
+from holdfast.datasets.sampling import capped
 from holdfast.errors import UserError
 from holdfast.methods import LOSSES
 from holdfast.methods.losses import reads
+from holdfast.models.checkpoints import check
 from holdfast.planning.memory import Sizes
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
@@ -100,7 +103,7 @@ class Texts:
             return Rows(*(np.linspace(1, most, stated) for most in longest))
         frame = self.frame
         found = frame[(frame["split"] == split) & (frame["label"] == label)]
-        found = found if cap is None else found.head(cap)
+        found = capped(found, cap, self.cfg.evaluate.seed)
         prompts, responses = (np.array(self.tokens(found[part].tolist())) for part in ("prompt", "response"))
         return Rows(prompts + TEMPLATE, responses + 1)
 
@@ -112,7 +115,7 @@ def _frame(cfg: Config) -> tuple[pd.DataFrame | None, str]:
     """The rows, and where they are from."""
     path = Layout.of(cfg).data / "prompts.parquet"
     if path.is_file():
-        return pd.read_parquet(path, columns=["split", "label", "prompt", "response"]), str(path)
+        return pd.read_parquet(path).reindex(columns=COLUMNS, fill_value=""), str(path)
     if cfg.data.kind == "world":
         return pd.DataFrame(cfg.data.build(cfg.openings)[0]), "the embedded world"
     return None, ""
@@ -126,7 +129,12 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, 
     if not Path(place).is_dir():
         known = f"{CHARACTERS} characters a token"
         return lambda texts: [max(1.0, len(t) / CHARACTERS) for t in texts], known, cfg.data.vocabulary
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    if cfg.model.path:
+        check(place, Path(place))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # tokenizers and transformers each raise their own kinds
+        raise UserError(f"{place}: its tokenizer could not be loaded ({str(error).strip().splitlines()[0]})") from None
 
     def tokens(texts: Sequence[str]) -> list[float]:
         return [float(len(ids)) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -160,23 +160,23 @@ class Probe:
             masters = Masters(self.groups[layer], seed=self.run.seed, noise="gaussian")
             for draw in range(s.outcome_draws):
                 masters.write(s.sigma, step=draw, query=1)  # other noise than the probe's
-                harmful, benign = (self._margins(found["prompt"].tolist()) for found in sets)
+                harmful, benign = (self._margins(found) for found in sets)
                 rows.append((layer, draw, *asr_and_auroc(harmful, benign, s.over_refusal)))
             masters.restore()
         kinds = {"group": str, "draw": int, "asr": float, "auroc": float}
         return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
-    def _margins(self, prompts: list[str]) -> Any:
+    def _margins(self, prompts: pd.DataFrame) -> Any:
         import numpy as np
 
-        from holdfast.datasets.tokens import prompt_ids, response_ids
+        from holdfast.datasets.tokens import prompts_ids, response_ids
         from holdfast.models.likelihood import refusal_margin
 
         score, pad = self.run.cfg.openings.score, self.tokenizer.pad_token_id
         refusals, compliances = (
             [response_ids(self.tokenizer, o, end=False) for o in side] for side in (score.refusal, score.compliance)
         )
-        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        ids = prompts_ids(self.tokenizer, prompts)
         found: list[float] = []
         Parts("the probe's outcomes", 256).each(
             ids, lambda some: found.extend(refusal_margin(self.model, some, refusals, compliances, pad).tolist())

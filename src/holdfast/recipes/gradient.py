@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -43,7 +44,7 @@ class SFT(Gradient):
 
         from holdfast.recipes.trainer import train
 
-        turns = [{"prompt": _user(r.prompt), "completion": _assistant(r.response)} for r in rows.itertuples()]
+        turns = [{"prompt": asked, "completion": _assistant(r.response)} for asked, r in _asked(rows)]
         own = {"completion_only_loss": True, "optim": self.optimizer, "optim_args": self.optimizer_args}
         losses = train(self, run, model, tokenizer, turns, parts, SFTTrainer, SFTConfig, own)
         return Trained(losses, PASS * self.steps, PASS * self.steps * self.batch_size)
@@ -67,11 +68,11 @@ class DPO(Gradient):
         other = {"harmful": openings.compliance[0], "benign": openings.refusal[0]}
         turns = [
             {
-                "prompt": _user(r.prompt),
+                "prompt": asked,
                 "chosen": _assistant(r.response),
                 "rejected": _assistant(r.rejected or other[r.label]),
             }
-            for r in rows.itertuples()
+            for asked, r in _asked(rows)
         ]
         losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, self.sft_weight], "beta": self.beta}
         own = {**losses, "precompute_ref_log_probs": True}
@@ -81,8 +82,12 @@ class DPO(Gradient):
         return Trained(history, PASS * self.steps + math.ceil(len(rows) / self.batch_size), sequences)
 
 
-def _user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def _asked(rows: Any) -> Iterator[tuple[list[dict[str, str]], Any]]:
+    """The turns that a row's answer follows, and the row."""
+    from holdfast.datasets.turns import conversation
+
+    for row in rows.itertuples():
+        yield conversation(row.prompt, getattr(row, "turns", "")), row
 
 
 def _assistant(text: str) -> list[dict[str, str]]:

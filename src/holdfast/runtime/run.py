@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,20 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from holdfast.errors import UserError
+from holdfast.runtime.devices import choose
+from holdfast.runtime.failures import is_expected
 from holdfast.runtime.files import as_json, replacing, write_text
-from holdfast.runtime.memory import keep_freed, out_of_memory
+from holdfast.runtime.jobs import Job
+from holdfast.runtime.memory import keep_freed
+from holdfast.runtime.origin import Origin
 from holdfast.runtime.tracking import Tracker
-from holdfast.settings.compose import checked, composed, expanded, explained, quoted, ready, sweep
+from holdfast.settings.compose import checked, composed, explained, ready
 from holdfast.settings.options import Config
-from holdfast.settings.paths import CONF, Layout
+from holdfast.settings.overrides import expanded, quoted, sweep
+from holdfast.settings.paths import Layout
 
 T = TypeVar("T")
 Inputs = Callable[[Config], dict[Path, str]]
@@ -54,6 +59,7 @@ class Run:
     layout: Layout
     out: Path
     tracker: Tracker
+    origin: Origin
     started: float = field(default_factory=time.perf_counter)
 
     def progress(self, items: Sequence[T], unit: str = "step") -> Iterator[T]:
@@ -78,8 +84,8 @@ class Run:
         import resource
 
         seconds = time.perf_counter() - self.started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        write_text(self.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.cfg.as_dict())))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+        self.origin.write(self.out)
         times = {"seconds": seconds, "peak_rss_mib": peak, **(timing or {})}
         write_text(self.out / "timing.json", as_json(times))
         write_text(self.out / "metrics.json", as_json(metrics))
@@ -92,13 +98,20 @@ class Run:
 @dataclass(frozen=True)
 class Stage:
     """A verb that Hydra configures. `reads` names the sections that it is handed, and whose changes re-run it; `of`
-    the choices that its label shows; `inputs` maps each file that must exist to the stage that makes it."""
+    the choices that its label shows; `inputs` maps each file that must exist to the stage that makes it; `after` is
+    the stage before it. What `run` gives is the score that a sweep may minimise."""
 
     name: str
-    run: Callable[[Run], None]
+    run: Callable[[Run], float | None]
     reads: tuple[str, ...]
     of: tuple[str, ...] = ()
     inputs: Inputs = lambda cfg: {}
+    after: Stage | None = None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The sections that this stage or one before it reads: what its results may depend on."""
+        return tuple(dict.fromkeys([*(self.after.known if self.after else ()), *self.reads]))
 
     def main(self, arguments: list[str]) -> None:
         """Everything that can be known without a model is checked before the stage begins."""
@@ -111,43 +124,48 @@ class Stage:
         arguments = [word for one in arguments for word in _spelled(one)]
         given = get_args_parser().parse_args(arguments)
         place = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
-        spelled = [word for word in expanded([*place, *given.overrides]) if word not in place]
         flags = [word for word in arguments if word not in given.overrides]
-        sys.argv[:] = [f"holdfast {self.name}", *flags, *spelled]
         ready()
         try:
-            # A single run is checked as it starts; of a sweep, no job starts before all have been checked.
-            jobs = sweep(spelled) if given.multirun else []
-            for cfg in [composed([*place, *_scientific(job)]) for job in jobs]:
-                _require(self.inputs(cfg))
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
-                lambda cfg: self._execute(cfg, place)
-            )()
+            spelled = [word for word in expanded([*place, *given.overrides]) if word not in place]
+            sys.argv[:] = [f"holdfast {self.name}", *flags, *spelled]
+            if given.multirun or "hydra.mode=MULTIRUN" in spelled:
+                self._sweep(spelled, place)
+            else:
+                Job(self, place).run()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error)) from None
 
-    def _execute(self, given: DictConfig, place: list[str]) -> None:
+    def _sweep(self, overrides: list[str], place: list[str]) -> None:
+        """A single run is checked as it starts; of a sweep, no job starts before all have been checked."""
+        for cfg in [composed([*place, *_scientific(job)]) for job in sweep(overrides)]:
+            _require(self.inputs(cfg), cfg)
+        with tempfile.TemporaryDirectory() as folder:
+            Job(self, place, Path(folder)).sweep()
+
+    def execute(self, given: DictConfig, place: list[str]) -> float | None:
+        """One run; `place` holds the override by which further YAMLs are found. A run that fails leaves no empty
+        folders behind."""
         quiet()
         own = HydraConfig.get()
         out, tracker = Path(own.runtime.output_dir), None
+        overrides = [*place, *_scientific(own.overrides.hydra), *own.overrides.task]
         try:
-            cfg = checked(given, own.runtime.choices, [*place, *own.overrides.task])
-            _require(self.inputs(cfg))
-            label = "/".join(self._labels(cfg))
-            granted = cfg.only(self.reads)
-            tracker = Tracker(cfg, self.name, label, granted.as_dict(), out, self.inputs(cfg))
+            cfg = checked(given, own.runtime.choices, overrides)
+            inputs = self.inputs(cfg)
+            _require(inputs, cfg)
+            choose(cfg.device)
+            origin, label = Origin.of(cfg, overrides), "/".join(self._labels(cfg))
+            tracker = Tracker(cfg, self.name, label, cfg.only(self.known).as_dict(), out, inputs)
             names = Names(cfg.model.name, cfg.align.name, cfg.method.name)
-            self.run(Run(self.name, label, granted, cfg.seed, names, Layout.of(cfg), out, tracker))
+            granted, layout = cfg.only(self.reads), Layout.of(cfg)
+            return self.run(Run(self.name, label, granted, cfg.seed, names, layout, out, tracker, origin))
         except Exception as error:
             if tracker:
                 tracker.fail()
-            if not _is_expected(error):
-                raise
-            for folder in (out, *out.parents):  # Hydra made them; a stage that failed leaves nothing behind
-                if not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir()):
-                    break
-                folder.rmdir()
-            sys.exit(f"holdfast {self.name}: {_said(error)}")  # an exception Hydra would announce at length
+            if is_expected(error):
+                _remove_empty(out, *([] if own.mode is RunMode.MULTIRUN else out.parents))
+            raise
 
     def _labels(self, cfg: Config) -> Iterable[str]:
         yield cfg.study.name
@@ -170,10 +188,25 @@ def _scientific(overrides: list[str]) -> list[str]:
     return [o for o in overrides if not o.startswith("hydra") or o.startswith("hydra.searchpath")]
 
 
-def _require(paths: dict[Path, str]) -> None:
+def _require(paths: dict[Path, str], cfg: Config) -> None:
+    config = [f"study={cfg.study.name}"] * (cfg.study.name != "tiny")
+    config += [f'set="results={cfg.results}"'] * (cfg.results != "results")
+    more = " ".join(["", "--config", *config]) if config else ""
     for path, maker in paths.items():
         if not path.exists():
-            raise UserError(f"{path}: no such file; `snakemake --cores all {path}` or `holdfast {maker}` makes it")
+            made = f"`snakemake --cores all {path}{more}` or `holdfast {maker}`"
+            raise UserError(f"{path}: no such file; {made} makes it")
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Those that Hydra made for a run, from the innermost on."""
+    for folder in folders:
+        if folder == Path.cwd():
+            break
+        try:
+            folder.rmdir()
+        except OSError:  # it holds something
+            break
 
 
 def quiet() -> None:
@@ -185,19 +218,3 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     for library in ("bitsandbytes", "huggingface_hub"):  # the latter would announce each of its retries
         logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether one line can say what is wrong: with the input, or with what the machine has left."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    zo = sys.modules.get("holdfast.zo")  # whose import is torch's: what has not run raised nothing
-    weights = zo is not None and isinstance(error, zo.PerturbationError)
-    return full or weights or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
-
-
-def _said(error: Exception) -> str:
-    """One line for an error that is expected."""
-    first = str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
-    if out_of_memory(error):
-        return f"memory ran out ({first}); lower the stage's batch_size, or take a smaller model or dtype"
-    return explained(error) if isinstance(error, OmegaConfBaseException) else first

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from holdfast.errors import UserError
+from holdfast.runtime.files import as_json, write_text
 from holdfast.settings.options import Config, Options, section
 
 KEPT = ("config.yaml", "metrics.json", "trajectory.jsonl")  # of a stage's folder, as its artifact
+OWN = "wandb.json"  # in a stage's folder: the id of its run, and a digest of the settings that the run is of
 
 
 @section("tracking")
@@ -29,8 +33,9 @@ class Tracking(Options):
 class Tracker:
     """One W&B run per stage run; with `tracking=disabled` every call does nothing and W&B is not imported.
 
-    `out`, the stage's folder, names the run, so that a stage that is repeated continues its run (online) or takes its
-    place (offline) instead of adding one. `inputs`: the files that the stage reads, and the stage that made each.
+    `out`, the stage's folder, keeps the run's id. A stage that is repeated with the same settings continues its run
+    (online) or takes its place (offline); other settings, or a run that was deleted at W&B, make a new one. `config`:
+    the settings that the stage's results depend on. `inputs`: the files that it reads, and the stage that made each.
     """
 
     def __init__(
@@ -44,26 +49,29 @@ class Tracker:
         import wandb
 
         self.inputs = {path.parent: made for path, made in inputs.items() if (path.parent / "metrics.json").is_file()}
-        identity = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-        if cfg.tracking.mode == "offline":
-            _forget(Path(cfg.tracking.dir, "wandb"), identity)
-        settings = wandb.Settings(console="off", x_disable_stats=True, disable_git=True, disable_code=True)
+        online, settings = cfg.tracking.mode == "online", dict(flatten({**config, "seed": cfg.seed}))
+        name = f"{stage}/{label}"
+        digest = hashlib.sha256(as_json({"name": name, **settings}).encode()).hexdigest()
+        known = _known(out, digest)
+        if known and not online:
+            _forget(Path(cfg.tracking.dir, "wandb"), known)
         try:
-            self.run = wandb.init(
+            self.run = _begun(
+                known or _new_id(),
                 project=cfg.tracking.project,
                 mode=cfg.tracking.mode,
                 dir=cfg.tracking.dir,
                 group=f"{cfg.study.name}/{cfg.model.name}",
                 job_type=stage,
-                name=f"{stage}/{label}",
+                name=name,
                 tags=_tags(label, config),
-                id=identity,
-                resume="allow" if cfg.tracking.mode == "online" else None,
-                config=dict(flatten({**config, "seed": cfg.seed})),
-                settings=settings,
+                resume="allow" if online else None,
+                config=settings,
+                settings=wandb.Settings(console="off", x_disable_stats=True, disable_code=True),
             )
-            for folder, made in self.inputs.items() if cfg.tracking.mode == "online" else ():
+            for folder, made in self.inputs.items() if online else ():
                 self.run.use_artifact(self._artifact(folder, made))  # W&B knows one that it has by its content
+            write_text(out / OWN, as_json({"id": self.run.id, "settings": digest}))
         except wandb.errors.Error as error:
             hint = "set tracking=offline or run `wandb login`"
             raise UserError(f"tracking={cfg.tracking.mode}: {str(error).splitlines()[0]}; {hint}") from None
@@ -97,8 +105,11 @@ class Tracker:
             self.run.finish()
 
     def fail(self) -> None:
+        """A stage that failed and left nothing else leaves no id either."""
         if self.run:
             self.run.finish(exit_code=1)
+            if [path.name for path in self.out.iterdir()] == [OWN]:
+                (self.out / OWN).unlink()
 
     def _artifact(self, folder: Path, stage: str, metadata: dict[str, Any] | None = None) -> Any:
         import wandb
@@ -134,8 +145,32 @@ def _words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
+def _known(out: Path, digest: str) -> str | None:
+    """The id of the run that the folder is of, if that had these settings."""
+    if not (out / OWN).is_file():
+        return None
+    own = json.loads((out / OWN).read_text(encoding="utf-8"))
+    return str(own["id"]) if own["settings"] == digest else None
+
+
+def _new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def _begun(identity: str, **told: Any) -> Any:
+    """W&B gives an id once: where the run of this one was deleted there, it has a new one."""
+    import wandb
+
+    try:
+        return wandb.init(id=identity, **told)
+    except wandb.errors.CommError as error:
+        if "was previously created and deleted" not in str(error):
+            raise
+        return wandb.init(id=_new_id(), **told)
+
+
 def _forget(folder: Path, identity: str) -> None:
-    """Remove what an earlier run of the same name left and nobody has uploaded: its results are replaced too."""
+    """Remove what an earlier run of the same id left and nobody has uploaded: its results are replaced too."""
     for old in folder.glob(f"offline-run-*-{identity}"):
         if not any(old.glob("*.synced")):
             shutil.rmtree(old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -12,21 +11,19 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.errors import UserError
-from holdfast.settings.explain import BadValue, bad_value, choices, folders, place
+from holdfast.settings.explain import BadValue, bad_value, choices, place
 from holdfast.settings.options import Config, Options, Registry, imported, sections
+from holdfast.settings.overrides import NO_FILE, OUTSIDE, expanded, files
 from holdfast.settings.paths import CONF
 from holdfast.settings.schema import VALUES
 
 NAMED = ("model", "align", "method", "judge", "study")  # sections that are named by the file that was chosen
-OUTSIDE = ("align", "method", "judge")  # for which a class may be chosen in the place of a file
-NO_FILE = "outside"
 
 
 @cache
@@ -40,13 +37,26 @@ def ready() -> None:
     ConfigStore.instance().store(name="schema", node=node)
     for group in OUTSIDE:
         ConfigStore.instance().store(NO_FILE, {group: {}}, group=group, package="_global_")
+    OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
+
+
+def fresh(path: str) -> str:
+    """Make that folder, or one with a number behind its name where another run of the same second has made it."""
+    mine, number = path, 1
+    while True:
+        try:
+            Path(mine).mkdir(parents=True)
+            return mine
+        except FileExistsError:
+            number += 1
+            mine = f"{path}_{number}"
 
 
 def composed(overrides: list[str]) -> Config:
     """The checked configuration, or a `UserError` that names what is wrong, where it stands, and what would be
     right."""
-    asked = expanded(overrides)
     try:
+        asked = expanded(overrides)
         cfg = _hydra(asked)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explained(error)) from None
@@ -77,7 +87,7 @@ def checked(cfg: DictConfig, chosen: Mapping[str, Any], overrides: list[str]) ->
 
 
 def read(data: Mapping[str, Any]) -> Config:
-    """The sections and values that `data` holds, checked; of a stage's config.yaml those that it was granted."""
+    """The sections and values that `data` holds, checked; a stage's config.yaml holds all."""
     found: dict[str, Any] = {}
     for name, one in sections().items():
         if name in data and one.many:
@@ -134,7 +144,7 @@ def _value(name: str, kind: Any, value: Any) -> Any:
 
 def _without_unchosen(data: dict[str, Any]) -> dict[str, Any]:
     """What a study sets of perturbations that were not chosen goes."""
-    known = _files("perturb")
+    known = files("perturb")
     perturb = data.get("perturb") or {}
     kept = {name: one for name, one in perturb.items() if {"kind", "_target_"} & set(one) or name not in known}
     return {**data, "perturb": kept}
@@ -154,75 +164,6 @@ def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def expanded(overrides: list[str]) -> list[str]:
-    """What stands in the place of a file, spelled out: a model's folder or Hub id, `package.module.Class` of a method,
-    recipe, judge or perturbation, and a variant of the study's."""
-    found = [one for override in overrides for one in _spelled(override, overrides)]
-    variants = _variants(found)
-    name = next((o.partition("=")[2] for o in found if o.startswith("method=")), None)
-    if not variants or name not in variants:
-        return found
-    one = variants[name]
-    base = one.get("method") or name
-    own = [f"++method.{key}={value}" for key, value in _flat(one.get("options") or {})]
-    own += [f"++method.name={name}"] * (base != name)
-    at = found.index(f"method={name}")
-    return [*own, *found[:at], f"method={base}", *found[at + 1 :]]  # what the user sets comes later, and wins
-
-
-def _spelled(override: str, overrides: list[str]) -> list[str]:
-    group, _, value = override.partition("=")
-    if group == "model" and value not in _files(group, overrides) and ("/" in value or Path(value).is_dir()):
-        place = Path(value).expanduser()
-        return ["model=own", f"model.path={quoted(place.absolute()) if place.is_dir() else value}"]
-    if group in OUTSIDE and "." in value and "," not in value and value not in _files(group, overrides):
-        return [f"{group}={NO_FILE}", f"++{group}._target_={value}", f"++{group}.name={value}"]
-    if group == "perturb" and "." in value:
-        names = [name.strip() for name in value.strip("[]").split(",")]
-        classes = [name for name in names if "." in name]
-        files = f"perturb=[{','.join(name for name in names if name not in classes)}]"
-        return [files, *(f"++perturb.{name.rpartition('.')[2]}._target_={name}" for name in classes)]
-    return [override]
-
-
-def _variants(overrides: list[str]) -> dict[str, Any]:
-    """Those that the chosen study's own file names."""
-    study = next((o.partition("=")[2] for o in overrides if o.startswith("study=")), None)
-    path = next(
-        (p for folder in folders(overrides) if study and (p := folder / "study" / f"{study}.yaml").is_file()), None
-    )
-    found = OmegaConf.select(OmegaConf.load(path), "study.variants") if path else None
-    return OmegaConf.to_container(found) if found else {}  # type: ignore[return-value]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", "null" if value is None else str(value)))
-    return found
-
-
-def quoted(value: object) -> str:
-    """A value as it stands, in the grammar of Hydra's overrides, where a backslash counts before a quote alone."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", str(value))
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
-
-
-def sweep(overrides: list[str]) -> list[list[str]]:
-    """The override lists of each job of a Hydra multirun: the product of all `a,b` and `range` values."""
-    axes = []
-    for override in OverridesParser.create().parse_overrides(overrides):
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([str(override.input_line)])
-    return [list(job) for job in itertools.product(*axes)]
-
-
 def explained(error: Exception) -> str:
     """One line: what is wrong with an override or a file of `conf/`, and the valid choices."""
     if isinstance(error, UserError):
@@ -232,26 +173,21 @@ def explained(error: Exception) -> str:
     if isinstance(error, InterpolationKeyError):
         return f"{getattr(error, 'full_key', '')}: {_first_line(error)}"
     text = str(error)
+    if "does not support sweep type" in text:
+        return "interval(…) is for a sweeper that draws from it; add hydra/sweeper=optuna"
     group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)
+    if group and group[1].startswith("hydra/"):
+        there = choices(group[2], re.findall(r"^\t(\w+)$", text, re.M))
+        return f"{group[1]}={group[2]}: no such choice; {there}; pip install 'holdfast[sweep]' adds some"
     if group:
         more = ", a Hub id (organization/name) or a folder" * (group[1] == "model")
-        return f"{group[1]}={group[2]}: no such choice; {choices(group[2], _files(group[1]))}{more}"
+        return f"{group[1]}={group[2]}: no such choice; {choices(group[2], files(group[1]))}{more}"
     override = re.search(r"Could not override '([^']+)'", text)
     key = override[1] if override else getattr(error, "full_key", None) or ""
     if key:
         return f"{key}: no such key; {choices(key.partition('.')[0], [*sections(), *VALUES])}"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     return _first_line(cause)
-
-
-@cache
-def _listed(group: str, places: tuple[Path, ...]) -> list[str]:
-    return sorted({path.stem for folder in places for path in Path(folder, group).glob("*.yaml")})
-
-
-def _files(group: str, overrides: list[str] | None = None) -> list[str]:
-    """The names that may be chosen."""
-    return _listed(group, tuple(folders(overrides or [])))
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from holdfast.settings.compose import OUTSIDE, composed
+from holdfast.settings.compose import composed
 from holdfast.settings.options import Options, Registry, plain, sections
+from holdfast.settings.overrides import OUTSIDE
 
 
 def help_of(verb: str, docstring: str, module: str, overrides: list[str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from holdfast.errors import UserError
 from holdfast.settings.options import Config, Count, Options, Positive, Some, section
@@ -87,13 +88,33 @@ class Model(Options):
         default=None, description="the implementation; null: what transformers takes"
     )
     device_map: str | None = Field(default=None, description="over several GPUs: auto, balanced; null: one device")
+    gpus: Count = Field(default=1, description="cards of a job, over which device_map spreads the model")
     chat_template: str | None = Field(
         default=None, description="a file below conf/, or Jinja; for a tokenizer that has none of its own"
     )
+    system: str | None = Field(default=None, description="the system turn of conversations that have none")
+    template_variables: dict[str, Any] = Field(
+        default_factory=dict, description="of the chat template, such as enable_thinking"
+    )
+    template_date: str = Field(default="2024-07-26", description="what a template that asks for today is told")
     shape: Shape | None = None
     architecture: dict[str, Any] = Field(
         default_factory=dict, description="of a Hub model, as in its config.json: what a plan counts by"
     )
+
+    @field_validator("template_date")
+    @classmethod
+    def day(cls, given: str) -> str:
+        try:
+            return date.fromisoformat(given).isoformat()
+        except ValueError:
+            raise ValueError("give a day as 2024-07-26") from None
+
+    @model_validator(mode="after")
+    def spread(self) -> Model:
+        if self.gpus > 1 and self.device_map is None:
+            raise ValueError("gpus: more than one card needs device_map=auto")
+        return self
 
 
 class Openings(Options):
@@ -119,4 +140,8 @@ class OpeningSets(Options):
             )
 
 
-VALUES: dict[str, Any] = {"seed": Annotated[int, Ge(0)], "results": str}  # beside the sections
+VALUES: dict[str, Any] = {
+    "seed": Annotated[int, Ge(0)],
+    "results": str,
+    "device": Literal["auto", "cpu", "cuda"],  # auto: a card where there is one
+}  # beside the sections

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from holdfast.datasets.rows import EVALUATION
 from holdfast.models import load as models
 from holdfast.recipes import Trained
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
+from holdfast.stages.pretrain import STAGE as PRETRAIN
 
 
 def run(run: Run) -> None:
@@ -37,7 +39,14 @@ def run(run: Run) -> None:
 
 def given(run: Run) -> None:
     """The model comes aligned: what follows finds it where an alignment would have left it."""
-    folder, link = models.fetched(models.base_of(run.cfg.model, run.layout), run.cfg.model.revision), run.out / "model"
+    from holdfast.datasets.tokens import check_lengths, prompts_ids
+
+    base = models.base_of(run.cfg.model, run.layout)
+    folder, link = models.fetched(base, run.cfg.model.revision), run.out / "model"
+    tokenizer = models.tokenizer_of(base, folder, run.cfg.model)
+    for split in EVALUATION:  # what the model does not take is said now, not after the probe
+        rows = models.prompts_of(run.layout, split)
+        check_lengths(rows, map(len, prompts_ids(tokenizer, rows)), tokenizer.model_max_length)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.resolve(), target_is_directory=True)
     run.finish({"loss": [], "forwards": 0, "sequences": 0}, f"{folder} is taken as it is")
@@ -50,5 +59,5 @@ def inputs(cfg: Config) -> models.Inputs:
     return needed
 
 
-STAGE = Stage("align", run, ("model", "align", "openings"), ("model", "align", "seed"), inputs)
+STAGE = Stage("align", run, ("model", "align", "openings"), ("model", "align", "seed"), inputs, PRETRAIN)
 main = STAGE.main

@@ -13,6 +13,7 @@ from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
+from holdfast.stages.refine import STAGE as REFINE
 
 if TYPE_CHECKING:
     from holdfast.perturbations import Bench, Point
@@ -24,6 +25,7 @@ SPLITS = (("test", "harmful"), ("test", "benign"), ("threshold", "benign"))
 def run(run: Run) -> None:
     import pandas as pd
 
+    from holdfast.datasets.sampling import capped
     from holdfast.evaluation.answers import Scorer
     from holdfast.perturbations import Arm, grid, perturbed
     from holdfast.statistics.rates import check_finite, summarized
@@ -32,9 +34,10 @@ def run(run: Run) -> None:
     splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
     folder = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
+    caps = run.cfg.evaluate.prompts
     prompts = pd.concat(
         [
-            _capped(models.prompts_of(run.layout, *part), run.cfg.evaluate.prompts.get("/".join(part)))
+            capped(models.prompts_of(run.layout, *part), caps.get("/".join(part)), run.cfg.evaluate.seed)
             for part in splits
         ],
         ignore_index=True,
@@ -74,7 +77,7 @@ def run(run: Run) -> None:
 
 def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
     """Training rows for the perturbations that need some, and noise of its own."""
-    from holdfast.datasets.tokens import prompt_ids, response_ids
+    from holdfast.datasets.tokens import prompts_ids, response_ids
     from holdfast.perturbations import Bench
 
     opening = run.cfg.openings.loss.compliance[0]
@@ -85,8 +88,8 @@ def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
         found = models.prompts_of(run.layout, "train", "harmful" if attack else rows)
         answers = [opening] * len(found) if attack else found["response"]
         return [
-            (prompt_ids(tokenizer, prompt), response_ids(tokenizer, answer, end=not attack))
-            for prompt, answer in zip(found["prompt"], answers, strict=True)
+            (prompt, response_ids(tokenizer, answer, end=not attack))
+            for prompt, answer in zip(prompts_ids(tokenizer, found), answers, strict=True)
         ]
 
     return Bench(noise + run.seed, tokenizer.pad_token_id, training, run.cfg.evaluate.batch_size)
@@ -108,10 +111,6 @@ def worst(tried: list[Any]) -> Any:
     return together.loc[list(zip(least, tried[0].index, strict=True))].droplevel(0)
 
 
-def _capped(rows: Any, most: int | None) -> Any:
-    return rows if most is None else rows.head(most)
-
-
 def inputs(cfg: Config) -> models.Inputs:
     if cfg.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # not after hours of evaluation
         raise UserError("evaluate.tasks: lm-eval is not installed; pip install 'holdfast[eval]'")
@@ -120,5 +119,5 @@ def inputs(cfg: Config) -> models.Inputs:
 
 
 READS = ("model", "method", "perturb", "judge", "evaluate", "openings")
-STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs)
+STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 main = STAGE.main

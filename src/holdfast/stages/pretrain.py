@@ -10,6 +10,7 @@ from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Count, Options, Positive, section
+from holdfast.stages.data import STAGE as DATA
 
 
 @section("pretrain")
@@ -27,7 +28,7 @@ def run(run: Run) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from holdfast.datasets.tokens import prompt_ids, response_ids
+    from holdfast.datasets.tokens import fitting, prompts_ids, response_ids
     from holdfast.models.likelihood import sequences, token_logprobs
 
     settings, shape = run.cfg.pretrain, run.cfg.model.shape
@@ -51,8 +52,10 @@ def run(run: Run) -> None:
     )
     rows = models.prompts_of(run.layout, "pretrain")
     pairs = [
-        (prompt_ids(tokenizer, r.prompt), response_ids(tokenizer, r.response, end=True)) for r in rows.itertuples()
+        (prompt, response_ids(tokenizer, response, end=True))
+        for prompt, response in zip(prompts_ids(tokenizer, rows), rows["response"], strict=True)
     ]
+    pairs = fitting(pairs, (1 + len(prompt) for prompt, _ in pairs), shape.max_positions)
     if settings.prompt_loss:
         pairs = [(prompt[:1], prompt[1:] + response) for prompt, response in pairs]
     pairs = [(prompt, response[: shape.max_positions - len(prompt)]) for prompt, response in pairs]
@@ -79,5 +82,5 @@ def run(run: Run) -> None:
     run.finish({"loss": losses[-1], "parameters": parameters, "steps": settings.steps}, f"loss {losses[-1]:.3f}")
 
 
-STAGE = Stage("pretrain", run, ("model", "pretrain", "seed"), ("model",), models.data_inputs)
+STAGE = Stage("pretrain", run, ("model", "pretrain", "seed"), ("model",), models.data_inputs, DATA)
 main = STAGE.main

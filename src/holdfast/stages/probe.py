@@ -6,6 +6,7 @@ from typing import Any
 
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
+from holdfast.stages.align import STAGE as ALIGN
 
 
 def run(run: Run) -> None:
@@ -42,5 +43,6 @@ def _named(run: Run, frame: Any) -> Any:
     return frame.drop(columns="method")
 
 
-STAGE = Stage("probe", run, ("model", "probe", "openings"), ("model", "align", "seed"), models.aligned_inputs)
+READS = ("model", "probe", "openings")
+STAGE = Stage("probe", run, READS, ("model", "align", "seed"), models.aligned_inputs, ALIGN)
 main = STAGE.main

@@ -14,6 +14,7 @@ from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
+from holdfast.stages.probe import STAGE as PROBE
 
 
 @dataclass(frozen=True)
@@ -119,5 +120,6 @@ def inputs(cfg: Config) -> models.Inputs:
     return needed
 
 
-STAGE = Stage("refine", run, ("model", "method", "refine", "openings"), ("model", "align", "method", "seed"), inputs)
+READS = ("model", "method", "refine", "openings")
+STAGE = Stage("refine", run, READS, ("model", "align", "method", "seed"), inputs, PROBE)
 main = STAGE.main

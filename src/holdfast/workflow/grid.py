@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from holdfast.models.load import files_of
 from holdfast.reporting.options import PRODUCTS
 from holdfast.reporting.products import ESTIMATES, Files, Product
 from holdfast.reporting.records import Evidence
+from holdfast.runtime.devices import cards
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config, Options
 from holdfast.settings.paths import CONF, Layout, runs
@@ -53,9 +53,14 @@ class Workflow:
         return OmegaConf.to_yaml(OmegaConf.create(self.cfg.as_dict()))
 
     @property
-    def gpu(self) -> int:
-        """How many of the pool's GPUs a job takes: none on a machine without one, where jobs share the cores."""
-        return int(shutil.which("nvidia-smi") is not None)
+    def on_gpu(self) -> bool:
+        """Whether jobs take cards of the pool, or share the cores. With device=cuda they do where this machine has
+        none too: it may be the one that others are reached from."""
+        return self.cfg.device == "cuda" or (self.cfg.device == "auto" and bool(cards()))
+
+    def gpus(self, model: str) -> int:
+        """How many of the pool's cards a job takes."""
+        return self._composed(model=model).model.gpus if self.on_gpu else 0
 
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
         """The composed values that a stage reads with these `model`, `align` and `method`: its rule's `params`, so
