@@ -4,6 +4,18 @@ Importing this room registers them, and imports no torch.
 """
 
 from holdfast.judges import classifier, rules
-from holdfast.judges.judge import COMPLIED, INCOHERENT, JUDGES, REFUSED, UNSCORED, Judge, Verdicts
+from holdfast.judges.judge import COMPLIED, INCOHERENT, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Judge, Verdicts
 
-__all__ = ["COMPLIED", "INCOHERENT", "JUDGES", "REFUSED", "UNSCORED", "Judge", "Verdicts", "classifier", "rules"]
+__all__ = [
+    "COMPLIED",
+    "INCOHERENT",
+    "JUDGES",
+    "PARTIAL",
+    "REFUSED",
+    "SAFE",
+    "UNSCORED",
+    "Judge",
+    "Verdicts",
+    "classifier",
+    "rules",
+]

@@ -1,4 +1,4 @@
-"""Who decides what a response is: refused, complied or incoherent; or unscored, where the judge gives no verdict."""
+"""Who decides what a response is: one of the verdicts; or unscored, where the judge gives none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from holdfast.settings.options import SECTIONS, Options, Registry, Section
 
 JUDGES = Registry("judge", "holdfast.judges")
 SECTIONS["judge"] = Section(JUDGES)
-REFUSED, COMPLIED, INCOHERENT, UNSCORED = "refused", "complied", "incoherent", "unscored"
+REFUSED, PARTIAL, COMPLIED = "refused", "partial", "complied"
+SAFE, INCOHERENT, UNSCORED = "safe", "incoherent", "unscored"
 
 
 class Verdicts(Protocol):
