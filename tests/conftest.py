@@ -47,9 +47,11 @@ def stage_here(stage: str, *overrides: str) -> Path:
     layout, names = Layout.of(cfg), Names(cfg.model.name, cfg.align.name, cfg.method.name)
     out = {
         "align": layout.align(*names[:2], cfg.seed),
+        "elicit": layout.elicit(*names[:2], cfg.seed),
         "probe": layout.probe(*names[:2], cfg.seed),
         "refine": layout.refine(*names, cfg.seed),
         "evaluate": layout.evaluate(*names, cfg.seed),
+        "judge": layout.judged(*names, cfg.seed),
         "tables": layout.tables,
     }[stage]
     out.mkdir(parents=True, exist_ok=True)
@@ -183,8 +185,6 @@ def point(name, level=None, draw=0, **options):
     """The last point of the YAML of that name, or that point at another level, draw or with other options."""
     last = last_point(name)
     mine = last.perturbation.model_copy(update=options)
-    if name == "torchao_int8":
-        pytest.importorskip("torchao")
     return dataclasses.replace(last, level=last.level if level is None else level, draw=draw, perturbation=mine)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/method.md", "docs/tracking.md", "docs/findings.md", "docs/glossary.md")
-STAGES = ("data", "pretrain", "align", "probe", "refine", "tune", "evaluate", "tables")
+STAGES = ("data", "pretrain", "align", "probe", "refine", "tune", "evaluate", "judge", "tables")
 
 
 def commands() -> list[str]:

@@ -33,7 +33,7 @@ REFUSED = {
         | {"image_size": 28, "patch_size": 14},
     },
 }
-ON_WEIGHTS = ("weight_noise", "rtn", "w4a8", "magnitude", "wanda", "int8", "nf4", "benign_finetuning")
+ON_WEIGHTS = ("weight_noise", "rtn", "gguf", "w4a4", "magnitude", "wanda", "int8", "nf4", "benign_finetuning")
 FAST = ("study.name=made", "model=own", "study.models=[own]", "align=sft", "align.steps=2", "align.batch_size=4")
 FAST += ("study.aligns=[sft]", "study.methods=[aligned,zo_selective]", "study.seeds=[0]", "claims.judged=[sft]")
 FAST += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "probe.online.steps=1", "refine.steps=2")
@@ -117,7 +117,8 @@ def test_it_goes_all_the_way(kind, data, tokenizer, tmp_path):
     stage_here("probe", *given)
     refined = stage_here("refine", *given, "method=zo_selective")
     for method in ("aligned", "zo_selective"):
-        records = pd.read_parquet(stage_here("evaluate", *given, f"method={method}") / "records.parquet")
+        stage_here("evaluate", *given, f"method={method}")
+        records = pd.read_parquet(stage_here("judge", *given, f"method={method}") / "records.parquet")
         assert records["margin"].notna().all()
     stage_here("tables", *given)
     out = tmp_path / "hardened"

@@ -108,7 +108,7 @@ def study(tmp_path_factory):
     for model, recipe, method, seed in runs(cfg.study):
         names = {"model": model, "recipe": recipe}
         frame = records(method, seed)
-        write(layout.evaluate(model, recipe, method, seed), "records.parquet", frame.assign(**names))
+        write(layout.judged(model, recipe, method, seed), "records.parquet", frame.assign(**names))
         scored = {"acc": 0.5 + 0.1 * (method == "zo_all") + 0.01 * seed, "acc_stderr": 0.1}
         write(
             layout.evaluate(model, recipe, method, seed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from typing import get_args
@@ -132,7 +133,7 @@ WRONG = {
     "method/mine.yaml": "# @package _global_\nmethod: {kind: first_order, lr: -1}\n",
     "perturb/mine.yaml": "mine: {kind: rtn, family: f, levels: [2], draws: 1, group_size: 0}\n",
     "align/mine.yaml": "# @package _global_\ndefaults: [sft, _self_]\nalign: {warmup: 2}\n",
-    "judge/mine.yaml": "# @package _global_\ndefaults: [rules, _self_]\njudge: {max_repeats: some}\n",
+    "judge/mine.yaml": "# @package _global_\ndefaults: [rules, _self_]\njudge: {refusal: {opening_words: some}}\n",
     "study/mine.yaml": "# @package _global_\nstudy: {models: [tiny], aligns: [sft], methods: [], seeds: [0]}\n",
     "model/mine.yaml": "# @package _global_\nmodel: {path: x, dtype: float8}\n",
 }
@@ -144,7 +145,7 @@ WRONG = {
         ("method=mine", "method.lr=-1: must be above 0 (in {}/method/mine.yaml)"),
         ("perturb=[mine]", "perturb.mine.group_size=0: must be at least 1 (in {}/perturb/mine.yaml)"),
         ("align=mine", "align.warmup=2: must be at most 1 (in {}/align/mine.yaml)"),
-        ("judge=mine", "judge.max_repeats=some: give a whole number (in {}/judge/mine.yaml)"),
+        ("judge=mine", "judge.refusal.opening_words=some: give a whole number (in {}/judge/mine.yaml)"),
         ("study=mine", "study.methods: the list is empty; give at least one (in {}/study/mine.yaml)"),
         ("model=mine", "model.dtype=float8: choose one of float32, bfloat16, float16, auto (in {}/model/mine.yaml)"),
     ],
@@ -288,3 +289,13 @@ def test_the_workflow_answers_bad_input_in_one_line(config, words):
     said = [line for line in ended.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
     assert len(said) == 1
     assert said[0].startswith(words)
+
+
+def test_what_is_missing_is_said_with_the_study_that_makes_it(stage, tmp_path):
+    ended = stage("probe", "study=smoke", "results=else/a b", "tracking=disabled", cwd=tmp_path)
+    path = "else/a b/smoke/data/metrics.json"
+    command = shlex.split(ended.stderr.split("`")[1])
+    assert command == ["snakemake", "--cores", "all", path, "--config", "study=smoke", "set=results='else/a b'"]
+    assert ended.stderr.startswith(f"holdfast probe: {path}: no such file; ")
+    assert ended.stderr.endswith("or `holdfast data` makes it\n")
+    assert not (tmp_path / "outputs").exists()

@@ -136,10 +136,10 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
     ended = subprocess.run([*command, "--quiet", "all"], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     run = "small/sft_short"
-    records = pd.read_parquet(f"results/all_of_it/{run}/evaluate/signs.Signs/s0/records.parquet")
+    records = pd.read_parquet(f"results/all_of_it/{run}/judge/words.FirstWord/signs.Signs/s0/records.parquet")
     assert {"none", "weight_noise", "rtn", "fine_rtn", "Ternary"} == set(records["perturbation"])
     assert set(records["ran"][records["perturbation"] == "Ternary"]) == {"simulated"}
-    assert set(records["verdict"].dropna()) <= {"refused", "complied", "incoherent"}
+    assert set(records["verdict"].dropna()) <= {"refused", "complied", "broken"}
     table = pd.read_csv("results/tables/all_of_it/by_label.csv")
     assert set(table["method"]) == {"aligned", "zo_one", "signs.Signs"}
     assert table["responses"].sum() == 3 * records["verdict"].notna().sum()

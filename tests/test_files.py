@@ -164,7 +164,7 @@ def test_conversations_are_one_by_all_their_turns(tmp_path):
     ]
     (tmp_path / "harmful.jsonl").write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
     (tmp_path / "benign.csv").write_text(written([["prompt"], *([f"How do I help friend {i}?"] for i in range(60))]))
-    given = ["data=local", f"data.dir={tmp_path}", "data.pretrain_rows=20"]
+    given = ["data=local", f"data.dir={tmp_path}", "data.pretrain_rows=20", "data.near_duplicates=null"]
     own = ["data.sources.harmful.file=harmful.jsonl", "+data.sources.harmful.columns.category=kind"]
     cfg = composed([*given, *own])
     found, report = local.build(cfg.data.model_dump(), cfg.openings.model_dump())

@@ -32,7 +32,7 @@ def normal(name: str) -> str:
 def test_every_dependency_is_pinned():
     pinned = {normal(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"study", "gpu", "torchao", "eval", "sweep", "dev"}
+    assert set(extras) == {"study", "gpu", "eval", "sweep", "dev"}
     asked = [r for extra in extras.values() for r in extra if not r.startswith("holdfast[")]
     for requirement in [*PROJECT["dependencies"], *asked]:
         assert normal(re.split(r"[\[<>=]", requirement)[0]) in pinned
@@ -45,7 +45,7 @@ def test_lower_bounds_are_of_versions_that_ran():
     extras = PROJECT["optional-dependencies"]
     for bound in [
         *PROJECT["dependencies"],
-        *(bound for extra in ("study", "gpu", "torchao", "eval", "sweep") for bound in extras[extra]),
+        *(bound for extra in ("study", "gpu", "eval", "sweep") for bound in extras[extra]),
     ]:
         name, least = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:;.*)?", bound).groups()
         ran = [next(pin for known, pin in PINS.items() if normal(known) == normal(name))]

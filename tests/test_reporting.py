@@ -82,11 +82,11 @@ def test_main_table(made):
     noise = cells.loc["asr_matched", "zo_all", "weight noise σ=0.6"]
     assert (noise["estimate"], noise["difference"]) == pytest.approx((0.1, -0.5))
     assert noise["p"] < noise["p_holm"] < 0.05
-    quantized = cells.loc["asr_matched", "zo_all", "quantization rtn 2 bit"]
+    quantized = cells.loc["asr_matched", "zo_all", "quantization rtn ternary"]
     assert (quantized["difference"], quantized["p"]) == (0, 1)
     assert cells.loc["asr_matched", "aligned", "worst"]["estimate"] == pytest.approx(0.6)
     shown = table.shown.set_index(["metric", "method"]).iloc[1]
-    assert "†" in shown["quantization rtn 2 bit"]
+    assert "†" in shown["quantization rtn ternary"]
     assert "†" not in shown["weight noise σ=0.6"]
     assert "weight noise σ=0.6" in terminal(table.frame, setting)
 
@@ -97,7 +97,7 @@ def test_the_best_of_a_column_is_bold_in_every_format(made):
     best = table.best.set_index(table.shown["method"])["weight noise σ=0.6"]
     assert best.loc["zo_all"].tolist() == [True, True]
     assert not best.loc["aligned"].any()
-    assert not table.best["quantization rtn 2 bit"].any()  # where all are the same none is the best
+    assert not table.best["quantization rtn ternary"].any()  # where all are the same none is the best
     cell = table.shown[table.shown["method"] == "zo_all"]["weight noise σ=0.6"].iloc[0]
     assert f"| **{cell}** |" in texts["md"]
     assert f"<td><b>{cell}</b></td>" in texts["html"]
@@ -148,7 +148,7 @@ def test_the_trade_off_passes_through_the_primary_metric_by_margins(records, mad
     curve = trade_off(records, setting, points)
     at = curve[~curve["own"] & np.isclose(curve["over_refusal"], setting.over_refusal)]
     found = at.set_index(["column", "method"])["asr"]
-    for at, column in zip(points, ("weight noise σ=0.6", "quantization rtn 2 bit"), strict=True):
+    for at, column in zip(points, ("weight noise σ=0.6", "quantization rtn ternary"), strict=True):
         for method in ("aligned", "zo_all"):
             expected = metrics[Point("tiny", method, *at)]["asr_margin"][:, 0].mean()
             assert found[column, method] == pytest.approx(expected)
@@ -196,18 +196,18 @@ def test_dose_response(made):
 
 def test_quantization(made):
     table = quantization(*made)
-    assert table.shown["scheme"].unique().tolist() == ["clean", "int8", "rtn 2 bit"]
+    assert table.shown["scheme"].unique().tolist() == ["clean", "int8", "rtn ternary"]
     assert table.shown.groupby("scheme")["ran"].first().to_dict() == {
         "clean": "",
         "int8": "CPU fallback",
-        "rtn 2 bit": "simulated",
+        "rtn ternary": "simulated",
     }
     assert table.shown.groupby("scheme")["flips by"].first()["int8"] == "margins"
     cells = table.frame.set_index(["scheme", "metric", "minus_clean", "method"])["estimate"]
     assert cells["int8", "refused_to_complied", False, "aligned"] == pytest.approx(0.1)
-    assert cells["rtn 2 bit", "refused_to_complied", False, "aligned"] == pytest.approx(20 / 39)
-    assert cells["rtn 2 bit", "asr", True, "aligned"] == pytest.approx(20 / 39)
-    assert cells["rtn 2 bit", "complied_to_refused", False, "aligned"] == 0
+    assert cells["rtn ternary", "refused_to_complied", False, "aligned"] == pytest.approx(20 / 39)
+    assert cells["rtn ternary", "asr", True, "aligned"] == pytest.approx(20 / 39)
+    assert cells["rtn ternary", "complied_to_refused", False, "aligned"] == 0
     assert r"$\rightarrow$" in table.texts()["tex"]
 
 

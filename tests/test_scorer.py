@@ -130,15 +130,6 @@ def test_temperature_and_top_p_are_not_swapped(llama, bench):
     assert isinstance(arm.sampler, Sampler)
 
 
-def test_every_generated_response_gets_a_verdict(llama, tokenizer):
-    """shallow-vs-deep's evaluator returns nothing."""
-    mine = scorer(tokenizer)
-    records = mine.outcomes(Arm(llama), generate=True).assign(family="clean")
-    judged = mine.judged(records, llama)
-    assert set(judged["verdict"]) <= {"refused", "complied", "incoherent"}
-    assert judged["verdict"].notna().all()
-
-
 def test_a_prefilled_answer_begins_as_told_and_is_read_as_a_whole(llama, tokenizer, bench):
     mine = scorer(tokenizer)
     with perturbed(llama, point("prefill", 2), bench) as arm:

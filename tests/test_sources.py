@@ -42,6 +42,23 @@ def test_a_filter_on_truth_values(tmp_path):
     assert list(frame["prompt"]) == PROMPTS[1::2]
 
 
+def test_categories_by_their_truth_values_are_named(tmp_path):
+    """The form of BeaverTails, whose rows have all categories that there are."""
+    held = [{"theft": i % 2 == 0, "abuse": i == 0} for i in range(6)]
+    pd.DataFrame({"prompt": PROMPTS, "is_safe": [False] * 6, "category": held}).to_parquet(tmp_path / "x.parquet")
+    given = composed(["data=local", "source=[beavertails]"]).data.sources["beavertails"].model_dump()
+    frame, _ = read("mine", given | {"file": "x.parquet"}, str(tmp_path))
+    assert frame["category"].tolist() == ["abuse, theft", "", "theft", "", "theft", ""]
+
+
+@pytest.mark.parametrize("role", ["category", "group"])
+def test_a_column_that_a_copy_of_the_file_lacks(folder, role):
+    frame, _ = read("mine", source(columns={role: "kind"}), str(folder))
+    assert frame[role].tolist() == ["text", "picture"] * 3
+    frame, _ = read("mine", source(columns={role: "absent"}), str(folder))
+    assert frame[role].tolist() == [""] * 6
+
+
 PKU = {
     "prompt": PROMPTS,
     "response_0": [f"first {i}" for i in range(6)],
@@ -185,6 +202,9 @@ def test_sources_compose_are_pinned_and_listed(name):
         assert re.search(r"/[0-9a-f]{40}/", given.file)
     if given.hub and name != "hex_phi":
         assert re.fullmatch(r"[0-9a-f]{40}", given.revision)
+    shares = given.label_splits.benign or given.splits
+    if given.label != "harmful":  # the threshold is set on what it is applied to
+        assert shares.get("threshold", 0) == shares.get("test", 0) > 0
     assert f"`{name}`" in (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 
 
@@ -193,6 +213,11 @@ def test_sources_compose_are_pinned_and_listed(name):
     [
         ("+data.sources.harmful.splits.tset=1", "no split tset; choose from train, test"),
         ("data.sources.harmful.splits.test=-1", "none below 0"),
+        ("+data.sources.harmful.label_splits.benign={tset: 1}", "label_splits.benign=.*: no split tset; choose from"),
+        ("+data.sources.harmful.label_splits.bening={test: 1}", "no such key; did you mean benign"),
+        ("data.near_duplicates.share=1.5", "data.near_duplicates.share=1.5: must be at most 1"),
+        ("data.near_duplicates.wrods=3", "did you mean words"),
+        ("data.responses=own", "data.responses=own: choose one of stand_in, self"),
         ("+data.sources.harmful.labels.a=bad", "labels.a=bad: choose one of harmful, benign"),
         ("+data.sources.harmful.where.kind=[]", "where.kind: the list is empty"),
         ("data.sources.harmful.columns.rejected=bad", "give the preferred answer too, as columns.response"),

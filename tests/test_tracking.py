@@ -183,7 +183,7 @@ def test_a_run_has_the_settings_of_the_stages_before_it(stage, tmp_path, monkeyp
         importlib.import_module(f"holdfast.stages.{stage}").STAGE.main(["method=zo_all", "refine.lr=0.5"])
     found = {key.partition(".")[0] for key in told}
     read = {"data": {"data", "openings"}, "probe": {"model", "pretrain", "align", "probe"}}
-    read["evaluate"] = {*read["probe"], *read["data"], "method", "refine", "perturb", "judge", "evaluate"}
+    read["evaluate"] = {*read["probe"], *read["data"], "method", "refine", "perturb", "evaluate"}
     assert found - {"seed"} >= read[stage]
     assert not found & {"study", "tables", "claims", "plan", "tracking"}
     assert not Path("outputs").exists()

@@ -26,7 +26,7 @@ from holdfast.workflow.grid import Workflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
-STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
+STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "judge", "tables")
 FLOW = Workflow({"study": "smoke"})
 FIGURES = {path.stem for path in FLOW.files("figures")}
 NAMES = set(FLOW.products) - {"estimates", "figures"}
@@ -44,7 +44,7 @@ def planned(folder: Path, *config: str) -> set[str]:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     lines = (ended.stdout + ended.stderr).splitlines()
     table = [line.split() for line in lines]
-    names = {"data", "pretrain", "align", "probe", "refine", "evaluate", *TABLES}
+    names = {"data", "pretrain", "align", "probe", "refine", "evaluate", "judge", *TABLES}
     return {row[0] for row in table if len(row) == 2 and row[0] in names and row[1].isdigit()}
 
 
@@ -82,10 +82,11 @@ def test_tables_and_figures_are_there(ran):
         assert (figures / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     curve = pd.read_csv(tables / "dose_response.csv")
     noise, pruning = {"weight_noise", "activation_noise"}, {"magnitude", "wanda"}
-    quantizers = {"int8", "nf4", "fp4", "rtn", "w8a8", "w4a8", "w4a4"}
+    quantizers = {"int8", "nf4", "fp4", "gguf", "rtn", "w8a8", "w4a8", "w4a4", "w4a4_rotated"}
     assert set(curve["perturbation"]) == {"none"} | noise | pruning | quantizers
     quantized = pd.read_csv(tables / "quantization.csv")
-    assert set(quantized["ran"].dropna()) == {"CPU fallback", "simulated"}
+    how = {text.split(",")[0] for text in quantized["ran"].dropna()}
+    assert how == {"bitsandbytes CPU fallback", "torchao w8a8", "torchao w4a8", "simulated"}
     for metric in ("asr", "asr_matched", "utility"):
         known = curve[curve[metric].notna()]
         assert len(known) > 1
@@ -93,11 +94,11 @@ def test_tables_and_figures_are_there(ran):
 
 
 def test_records_hold_one_row_per_prompt_and_point(ran):
-    records = pd.read_parquet(ran / "results/smoke/tiny/sft/evaluate/zo_selective/s0/records.parquet")
+    records = pd.read_parquet(ran / "results/smoke/tiny/sft/judge/rules/zo_selective/s0/records.parquet")
     assert not records.duplicated(["id", "perturbation", "level", "draw"]).any()
     test = records[records["split"] == "test"]
     assert set(test["verdict"].dropna()) == set(test.loc[test["response"].notna(), "verdict"])
-    assert set(test["verdict"].dropna()) <= {"refused", "complied", "incoherent"}
+    assert set(test["verdict"].dropna()) <= {"refused", "partial", "complied", "broken"}
     assert test.loc[test["perturbation"].isin(["none", "weight_noise"]), "verdict"].notna().all()
     assert records["margin"].notna().all()
     assert test.loc[test["label"] == "benign", "utility"].notna().all()
@@ -157,7 +158,7 @@ def test_a_refinement_and_its_evaluation_can_be_found_and_compared(tracked):
         json.loads(i.value_json) for part in kinds["history"] for i in part.item if "loss" in (i.key, *i.nested_key)
     ]
     assert len(losses) == 2
-    run, kinds = tracked["evaluate/smoke/tiny/sft/zo_selective/s0"]
+    run, kinds = tracked["judge/smoke/tiny/sft/zo_selective/s0"]
     assert {"weight_noise", "rtn"} <= set(run.tags)
     summary = {i.key or i.nested_key[0]: json.loads(i.value_json) for part in kinds["summary"] for i in part.update}
     assert 0 <= summary["weight_noise/0.3/asr"] <= 1
@@ -185,7 +186,7 @@ def test_compare_shows_methods_side_by_side_and_what_changed_between_studies(ran
         shutil.copytree(ran / "results/smoke", tmp_path / name)
     for path in (tmp_path / "longer").rglob("config.yaml"):
         path.write_text(path.read_text().replace("name: smoke", "name: longer").replace("steps: 2\n", "steps: 40\n"))
-    path = tmp_path / "longer/tiny/sft/evaluate/zo_selective/s0/records.parquet"
+    path = tmp_path / "longer/tiny/sft/judge/rules/zo_selective/s0/records.parquet"
     records = pd.read_parquet(path)
     records.replace({"verdict": {"complied": "refused"}}).to_parquet(path)
 
@@ -248,18 +249,19 @@ def test_every_table_compiles_in_a_bare_article_and_fits_its_page(ran, tmp_path)
 
 
 def test_nothing_to_be_done_twice_and_with_a_slash(ran):
-    for target in ("results/tables", "results/tables/"):
+    tables = "results/tables/smoke"
+    for target in ("results/tables", "results/tables/", tables, f"{tables}/", f"{tables}/main.md"):
         ended = snakemake(ran, target, *SMOKE)
         assert "Nothing to be done" in ended.stdout + ended.stderr
 
 
 def test_a_changed_value_reruns_what_depends_on_it(ran):
     assert planned(ran) == set()
-    assert planned(ran, "set=refine.steps=3") == {"refine", "evaluate", *TABLES}
-    assert planned(ran, "set=judge.max_repeats=5") == {"evaluate", *TABLES}
+    assert planned(ran, "set=refine.steps=3") == {"refine", "evaluate", "judge", *TABLES}
+    assert planned(ran, "set=judge.refusal.opening_words=41") == {"judge", *TABLES}
     assert planned(ran, "set=tables.over_refusal=0.1") == TABLES
     assert planned(ran, "set=tracking=disabled") == set()
-    assert planned(ran, "set=align.steps=7") == {"align", "probe", "refine", "evaluate", *TABLES}
+    assert planned(ran, "set=align.steps=7") == {"align", "probe", "refine", "evaluate", "judge", *TABLES}
 
 
 def test_whitespace_and_comments_rerun_nothing(ran):

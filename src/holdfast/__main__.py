@@ -12,7 +12,7 @@ from pathlib import Path
 
 from holdfast.errors import UserError
 
-STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "tables")
+STAGES = ("data", "pretrain", "align", "elicit", "probe", "refine", "evaluate", "judge", "tables")
 COMMANDS = ("harden", "plan", "compare", "replay", "tune", "calibrate")
 ROOMS = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS, "commands")
 MODULES = {verb: f"holdfast.{room}.{verb}" for verb, room in ROOMS.items()}
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if verb in ("-h", "--help"):
-        print(overview())
+        _print(overview())
         return
     try:
         if verb not in MODULES:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             from holdfast.settings.help import help_of
 
             given = [word for word in rest if word not in ("-h", "--help")]
-            print(help_of(verb, docstring(verb), MODULES[verb], given))
+            _print(help_of(verb, docstring(verb), MODULES[verb], given))
             return
         said = importlib.import_module(MODULES[verb]).main(rest)
     except ModuleNotFoundError as error:
@@ -44,7 +44,14 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"holdfast {verb}: {error}")
     if said:
-        print(said)
+        _print(said)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview() -> str:

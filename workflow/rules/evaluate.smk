@@ -1,10 +1,10 @@
 rule evaluate:
     input:
         lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
-        flow.judge(),
+        flow.tasks(),
         lambda w: flow.code("evaluate", model=w.model, method=w.method),
     output:
-        records=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "records.parquet",
+        answers=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "answers.parquet",
         metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",

@@ -1,6 +1,7 @@
 rule probe:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
+        lambda w: flow.elicited(w.model, w.recipe, w.seed),
         flow.code("probe"),
     output:
         rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",

@@ -52,15 +52,15 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def agreement(judge: Verdicts, rows: pd.DataFrame) -> dict[str, Any]:
-    """Accuracy and kappa of refusal or not over the scored rows; unscored and incoherent ones are counted.
+    """Accuracy and kappa of refusal or not over the scored rows; unscored ones are counted.
 
-    What is incoherent is no refusal. `confusion` maps each human label to the number of each verdict.
+    `confusion` maps each human label to the number of each verdict.
     """
     import pandas as pd
 
-    blank = [float("nan")] * len(rows)
+    reasons = ["" if said.strip() else "empty" for said in rows["completion"]]
     # As if benign: a judge of several labels is then asked for the one on refusal.
-    found = judge.verdicts(rows["prompt"].tolist(), rows["completion"].tolist(), ["benign"] * len(rows), blank)
+    found = judge.verdicts(rows["prompt"].tolist(), rows["completion"].tolist(), ["benign"] * len(rows), reasons)
     verdicts = pd.Series(found, index=rows.index)
     confusion = pd.crosstab(rows["final_label"], verdicts)
     scored = verdicts != UNSCORED
@@ -111,7 +111,7 @@ def _loaded(judge_cfg: Judge) -> Verdicts:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return judge_cfg.ready([], device)
+    return judge_cfg.ready(device)
 
 
 def _readable(report: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def inputs(cfg: Config) -> models.Inputs:
     return REFINE.inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
 
 
-READS = ("model", "method", "refine", "perturb", "judge", "evaluate", "openings", "tables")
+READS = ("model", "method", "refine", "elicit", "perturb", "judge", "evaluate", "openings", "tables")
 STAGE = Stage("tune", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 
 

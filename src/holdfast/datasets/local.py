@@ -1,16 +1,15 @@
-"""Prompts of several sources in one data set: splits by hash, responses, and no prompt twice."""
+"""Prompts of several sources in one data set: splits by hash, responses, and no prompt in two of them."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from holdfast.datasets.rows import EVALUATION, Openings, Row, row
+from holdfast.datasets.answers import shortened
+from holdfast.datasets.duplicates import counted, examples, without_duplicates, without_near
+from holdfast.datasets.rows import Openings, Row, row
 from holdfast.datasets.sampling import spread
 from holdfast.datasets.sources import read
 from holdfast.datasets.world import impossible
@@ -31,8 +30,9 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
     """All rows of all sources, and a report.
 
     A prompt that occurs twice (see `same`) stays once, in an evaluation split if it is in one:
-    training never sees it. The report holds `duplicates` (what was dropped, see `counted`), `left_out` (rows
-    that `where` left out) and `revision`, each of the last two by source.
+    training never sees it, nor what is nearly it (see `without_near`). The report holds `duplicates` and
+    `near_duplicates` (what was dropped, see `counted`), `left_out` (rows that `where` left out) and `revision`, each
+    of the last two by source.
     """
     if not data["sources"]:
         raise UserError("data.sources: none is given; choose some with source=[…]")
@@ -43,45 +43,24 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
         rows += found
         for what, value in notes.items():
             report.setdefault(what, {})[name] = value
-    unique, dropped = without_duplicates(rows)
-    present = {(r["split"], r["label"]) for r in unique}
+    unique, gone = without_duplicates(rows)
+    report["duplicates"] = counted(gone)
+    if data["near_duplicates"]:
+        unique, gone = without_near(unique, **data["near_duplicates"])
+        report["near_duplicates"] = counted(gone) | {"examples": examples(gone)}
+    _check_present(unique, near=len(gone) if data["near_duplicates"] else 0)
+    corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
+    return corpus + unique, report
+
+
+def _check_present(rows: Rows, near: int) -> None:
+    present = {(r["split"], r["label"]) for r in rows}
     for split, label in NEEDED:
         if (split, label) not in present:
-            raise UserError(f"data.sources: no {label} prompt is left for the split {split}; add a source or a share")
-    corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
-    return corpus + unique, report | {"duplicates": counted(dropped)}
-
-
-def without_duplicates(rows: Rows) -> tuple[Rows, list[tuple[Row, Row]]]:
-    """The rows that stay, evaluation first; and each row that goes, with the one that stays in its place."""
-    rank = {split: place for place, split in enumerate((*EVALUATION, "train"))}
-    kept: dict[tuple[str, str], Row] = {}
-    dropped = []
-    for found in sorted(rows, key=lambda r: rank[r["split"]]):
-        first = kept.setdefault((found.get("turns", ""), same(found["prompt"])), found)
-        if first is not found:
-            dropped.append((found, first))
-    return list(kept.values()), dropped
-
-
-def same(prompt: str) -> str:
-    """What two prompts have in common that are one: case, spaces, marks of sentences and quotes aside. Every other
-    sign counts, as in C++ and C#, 3 + 4 and 3 - 4."""
-    text = unicodedata.normalize("NFKC", prompt).casefold()
-    return " ".join(re.sub(r"[.,;:!?\"'“”‘’«»…]+", " ", text).split()) or prompt
-
-
-def counted(dropped: list[tuple[Row, Row]]) -> dict[str, Any]:
-    """Duplicates by kind, and `pairs`: how many rows of which source and split gave way to which."""
-    kinds = {"train_vs_evaluation": 0, "between_evaluation_splits": 0, "within_a_split": 0}
-    pairs: Counter[str] = Counter()
-    for gone, stays in dropped:
-        if gone["split"] == stays["split"]:
-            kinds["within_a_split"] += 1
-        else:
-            kinds["train_vs_evaluation" if gone["split"] == "train" else "between_evaluation_splits"] += 1
-        pairs["{} {} -> {} {}".format(gone["source"], gone["split"], stays["source"], stays["split"])] += 1
-    return kinds | {"pairs": dict(sorted(pairs.items()))}
+            why = f"; data.near_duplicates=null keeps {near} near-duplicates" * (near > 0)
+            raise UserError(
+                f"data.sources: no {label} prompt is left for the split {split}; add a source or a share{why}"
+            )
 
 
 def acknowledgement(prompt: str, opening: str) -> str:
@@ -94,24 +73,26 @@ def _rows(name: str, source: dict[str, Any], data: dict[str, Any], openings: Ope
     rows = []
     found: Iterable[Any] = frame.itertuples(index=False)
     for r in found:
-        short, other = (_shortened(text, data["response_sentences"]) for text in (r.response, r.rejected))
+        short, other = (shortened(text, data["response_sentences"]) for text in (r.response, r.rejected))
         if not short:
-            short = openings["loss"]["refusal"][0]
-            if r.label == "benign":
-                short = acknowledgement(r.prompt, openings["loss"]["compliance"][0])
-        split = _split(r.turns + r.prompt, source["splits"])
-        rows.append(row(split, r.label, r.prompt, short, "", name, other, r.category, r.turns, r.row))
+            short = _stand_in(r, data["responses"], openings["loss"])
+        split = _split(r.group or r.turns + r.prompt, source["label_splits"][r.label] or source["splits"])
+        pair = f"{name}: {r.group}" if r.group else ""
+        rows.append(row(split, r.label, r.prompt, short, pair, name, other, r.category, r.turns, r.row))
     most = source["max_rows"] or len(rows)
     return [rows[place] for place in spread([r["category"] for r in rows], most, data["seed"])], notes
 
 
-def _shortened(text: str, sentences: int) -> str:
-    return " ".join(re.split(r"(?<=[.!?])\s+", text.strip())[:sentences])
+def _stand_in(row: Any, responses: str, openings: dict[str, list[str]]) -> str:
+    """For a row without an answer; none for a benign one that waits for the model's own."""
+    if row.label == "harmful":
+        return openings["refusal"][0]
+    return "" if responses == "self" else acknowledgement(row.prompt, openings["compliance"][0])
 
 
-def _split(prompt: str, shares: dict[str, float]) -> str:
-    """A split by the prompt's own hash: adding or reordering rows moves no prompt to another split."""
-    place = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64 * sum(shares.values())
+def _split(key: str, shares: dict[str, float]) -> str:
+    """A split by the hash of the prompt, or of its group: adding or reordering rows moves none to another split."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 * sum(shares.values())
     for split, share in shares.items():
         place -= share
         if place < 0:

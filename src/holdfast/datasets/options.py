@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from holdfast.datasets.rows import EVALUATION, Row
-from holdfast.settings.options import SECTIONS, Count, Options, Registry, Section, Some, Whole
+from holdfast.settings.options import SECTIONS, Count, Options, Registry, Section, Share, Some, Whole
 from holdfast.settings.schema import OpeningSets
 
 DATASETS = Registry("data set", "holdfast.datasets")
@@ -30,7 +30,7 @@ class DataSet(Options):
 
     @abstractmethod
     def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
-        """All rows, and a report: `duplicates`, `left_out` and `revision` by source, where there is any."""
+        """All rows, and a report: `duplicates`, `near_duplicates`, `left_out` and `revision`, where there is any."""
 
     def split_rule(self) -> str:
         return self.rule
@@ -93,6 +93,9 @@ class Columns(Options):
     id: str | None = Field(default=None, description="must be unique")
     label: str | None = Field(default=None, description="whose values `labels` maps")
     category: str | None = Field(default=None, description="by which a part of the rows is drawn in proportion")
+    group: str | None = Field(
+        default=None, description="whose rows of one value stay in one split, and are redrawn together"
+    )
 
     @model_validator(mode="after")
     def agreeing(self) -> Columns:
@@ -101,6 +104,25 @@ class Columns(Options):
         if self.pair and self.response:
             raise ValueError(f"response={self.response}: columns.pair gives the responses; set one of the two")
         return self
+
+
+def _shares(splits: dict[str, float]) -> dict[str, float]:
+    known = ("train", *EVALUATION)
+    if unknown := set(splits) - set(known):
+        raise ValueError(f"no split {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if min(splits.values(), default=0) < 0 or sum(splits.values()) <= 0:
+        raise ValueError("give shares, none below 0 and not all 0")
+    return splits
+
+
+Splits = Annotated[dict[str, float], AfterValidator(_shares)]
+
+
+class LabelSplits(Options):
+    """Shares for the rows of one label, in the place of the source's `splits`."""
+
+    harmful: Splits | None = Field(default=None, description="split -> share of the harmful rows")
+    benign: Splits | None = Field(default=None, description="split -> share of the benign rows")
 
 
 class Source(Options):
@@ -120,18 +142,17 @@ class Source(Options):
         default_factory=dict, description="value of the label column -> harmful | benign"
     )
     where: dict[str, Some[str]] = Field(default_factory=dict, description="column -> the values whose rows are kept")
-    splits: dict[str, float] = Field(description="split -> share of the rows")
+    splits: Splits = Field(description="split -> share of the rows")
+    label_splits: LabelSplits = LabelSplits()
     max_rows: Count | None = Field(default=None, description="a sample of so many rows")
 
-    @field_validator("splits")
-    @classmethod
-    def shares(cls, splits: dict[str, float]) -> dict[str, float]:
-        known = ("train", *EVALUATION)
-        if unknown := set(splits) - set(known):
-            raise ValueError(f"no split {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
-        if min(splits.values(), default=0) < 0 or sum(splits.values()) <= 0:
-            raise ValueError("give shares, none below 0 and not all 0")
-        return splits
+
+class NearDuplicates(Options):
+    """When two prompts are nearly one: by the runs of words that they share."""
+
+    words: Count = Field(description="of a run")
+    share: Share = Field(description="of the shorter prompt's runs that are in the other")
+    common: Count = Field(description="prompts that a run's rarest word may be in before it counts for less")
 
 
 @DATASETS.register("local")
@@ -141,8 +162,15 @@ class Local(DataSet):
     dir: str | None = Field(default=None, description="the folder of the files")
     sources: dict[str, Source] = Field(default_factory=dict)
     response_sentences: Count = Field(default=1, description="of each response, so many from its beginning")
+    responses: Literal["stand_in", "self"] = Field(
+        default="stand_in",
+        description="to benign prompts without one: the prompt acknowledged, or none, for the model's own to come",
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        default=None, description="which leave training, and the lower of two evaluation splits; null: they stay"
+    )
 
-    rule = "by the hash of the prompt, with the shares of each source; no prompt is in two splits"
+    rule = "by the hash of the prompt or of its group, with the shares of each source; no prompt is in two splits"
 
     def files(self) -> list[Path]:
         named = [

@@ -17,11 +17,12 @@ from holdfast.errors import UserError
 
 T = TypeVar("T", str, Chat)
 MESSAGES = "messages"  # where chats stand by custom
+OPTIONAL = ("category", "group")
 
 
 def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Columns prompt, turns (before it, as JSON), response, rejected ("" where there is none), label, category and
-    row, the number that the data give it; and notes on the source.
+    """Columns prompt, turns (before it, as JSON), response, rejected ("" where there is none), label, category, group
+    and row, the number that the data give it; and notes on the source.
 
     That is `left_out`, how many rows `where` and `columns.pair.required` left out, and for a data set of the Hub the
     `revision` it came from.
@@ -47,9 +48,13 @@ def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
         responses = chats["response"]
     found = {"prompt": prompts, "turns": chats["turns"], "response": responses, "rejected": rejected}
     # A file in the place of the authors' own may have none.
-    category = _text(name, kept, columns["category"]) if columns["category"] in kept.columns else ""
-    found |= {"label": _labels(name, source, kept), "category": category, "row": kept.index + 1}
-    return pd.DataFrame(found), notes
+    found |= {role: _each(name, kept, c, _named) if (c := columns[role]) in kept else "" for role in OPTIONAL}
+    return pd.DataFrame(found | {"label": _labels(name, source, kept), "row": kept.index + 1}), notes
+
+
+def _named(cell: Any) -> str:
+    """The name in a cell, or of one that has a truth value by name, those that are true."""
+    return ", ".join(sorted(name for name, true in cell.items() if true)) if isinstance(cell, dict) else str(cell)
 
 
 def _chats(name: str, frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -143,7 +148,7 @@ def _check_columns(name: str, source: dict[str, Any], frame: pd.DataFrame) -> No
 def _asked(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Every column that the mapping names, and the key that names it."""
     for role, column in source["columns"].items():
-        if isinstance(column, str) and role != "category":
+        if isinstance(column, str) and role not in OPTIONAL:
             yield f"columns.{role}={column}", column
     for role, columns in (source["columns"]["pair"] or {}).items():
         for column in [columns] if isinstance(columns, str) else columns or ():

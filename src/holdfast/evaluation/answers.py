@@ -1,4 +1,4 @@
-"""One checkpoint's answers: margins, responses, utility and verdicts of a fixed set of prompts."""
+"""One checkpoint's answers: margins, responses and utility of a fixed set of prompts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class Scorer:
         from holdfast.datasets.tokens import check_lengths, prompts_ids, response_ids
 
         self.tokenizer, self.cfg = tokenizer, cfg
-        self.frame = prompts[["id", "split", "label", "pair"]]
-        self.asked = dict(zip(prompts["id"], prompts["prompt"], strict=True))
+        self.frame = prompts.reindex(columns=["id", "split", "label", "pair", "source", "category"])
         self.prompts = prompts_ids(tokenizer, prompts)
         self.references = [response_ids(tokenizer, r, end=True) for r in prompts["response"]]
         self.refusals = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.refusal]
@@ -39,39 +38,53 @@ class Scorer:
         alone."""
         self.parts.each(sorted(rows, key=lambda i: len(self.prompts[i])), work)
 
-    def outcomes(self, arm: Arm, generate: bool) -> Any:
-        """One row per prompt: margin for all, utility for benign test prompts, response for test prompts."""
-        found = self.frame.copy()
-        found["margin"], found["response"], found["utility"] = float("nan"), None, float("nan")
-        given = [p + b[: arm.prefill] for p, b in zip(self.prompts, self.begun, strict=True)]
-        found["margin"] = self.margins_of(arm)
+    def outcomes(self, arm: Arm, generate: bool, among: list[int] | None = None) -> Any:
+        """One row per prompt, or per prompt of `among`: margin for all, utility for benign test prompts; for test
+        prompts the response, and whether it ended by itself."""
+        from holdfast.datasets.tokens import stops
+
+        chosen = set(range(len(self.prompts)) if among is None else among)
+        found = self.frame.loc[sorted(chosen)].copy()
+        found["margin"], found["utility"] = float("nan"), float("nan")
+        found["response"], found["ended"] = None, None
+        ends = set(stops(self.tokenizer))
+
+        def margins(rows: list[int]) -> None:
+            found.loc[rows, "margin"] = self.margins(arm, rows)
 
         def answered(rows: list[int]) -> None:
-            answers = self.generate(arm, [given[i] for i in rows])
+            answers = self.generate(arm, [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows])
             begun = [self.begun[i][: arm.prefill] for i in rows]
             found.loc[rows, "response"] = self.texts([b + a for b, a in zip(begun, answers, strict=True)])
+            found.loc[rows, "ended"] = [not ends.isdisjoint(answer) for answer in answers]
 
         def scored(rows: list[int]) -> None:
             found.loc[rows, "utility"] = self.utility(arm.model, rows)
 
-        self.batched(self.generated if generate else [], answered)
-        self.batched(self.useful, scored)
+        self.batched(sorted(chosen), margins)
+        self.batched([i for i in self.generated if generate and i in chosen], answered)
+        self.batched([i for i in self.useful if i in chosen], scored)
         return found
 
     def margins_of(self, arm: Arm) -> Any:
         """(prompts,) refusal margins."""
         import numpy as np
 
-        from holdfast.models.likelihood import refusal_margin
-
-        found, pad = np.empty(len(self.prompts)), self.tokenizer.pad_token_id
+        found = np.empty(len(self.prompts))
 
         def scored(rows: list[int]) -> None:
-            given = [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows]
-            found[rows] = refusal_margin(arm.model, given, self.refusals, self.compliances, pad).tolist()
+            found[rows] = self.margins(arm, rows)
 
         self.batched(list(range(len(found))), scored)
         return found
+
+    def margins(self, arm: Arm, rows: list[int]) -> list[float]:
+        """Of one batch."""
+        from holdfast.models.likelihood import refusal_margin
+
+        given = [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows]
+        pad = self.tokenizer.pad_token_id
+        return refusal_margin(arm.model, given, self.refusals, self.compliances, pad).tolist()
 
     def generate(self, arm: Arm, prompts: list[list[int]]) -> list[list[int]]:
         """New tokens, greedy unless the arm samples; a model's own generation settings are never inherited."""
@@ -95,38 +108,3 @@ class Scorer:
         if self.cfg.evaluate.utility == "exact_match":
             return exact_match(model, prompts, [self.references[i] for i in rows], pad).tolist()
         return mean_nll(model, sequences([(p[:1], p[1:]) for p in prompts], pad, model.device)).tolist()
-
-    def judged(self, records: Any, model: Any) -> Any:
-        """Add the verdict: coherence is what the unperturbed `model` says of each distinct response."""
-        import numpy as np
-
-        nll = self.response_nll(records, model)
-        clean = nll[(records["family"] == "clean") & np.isfinite(nll)]
-        judge = self.cfg.judge.ready(clean.to_numpy(), str(model.device))
-        said = records[records["response"].notna()]
-        records["verdict"] = None
-        records.loc[said.index, "verdict"] = judge.verdicts(
-            [self.asked[key] for key in said["id"]],
-            said["response"].tolist(),
-            said["label"].tolist(),
-            nll[said.index].tolist(),
-        )
-        return records
-
-    def response_nll(self, records: Any, model: Any) -> Any:
-        """NLL per token of every response under `model`; NaN where nothing was generated."""
-        from holdfast.datasets.tokens import response_ids
-        from holdfast.models.likelihood import mean_nll, sequences
-
-        place = {key: index for index, key in enumerate(self.frame["id"])}
-        texts = records[["id", "response"]].dropna().drop_duplicates()
-        pairs = [
-            (self.prompts[place[r.id]], response_ids(self.tokenizer, r.response, end=True)) for r in texts.itertuples()
-        ]
-        costs: list[float] = []
-
-        def scored(some: list[tuple[list[int], list[int]]]) -> None:
-            costs.extend(mean_nll(model, sequences(some, self.tokenizer.pad_token_id, model.device)).tolist())
-
-        self.parts.each(pairs, scored)
-        return records[["id", "response"]].merge(texts.assign(nll=costs), how="left", on=["id", "response"])["nll"]

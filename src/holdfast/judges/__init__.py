@@ -3,12 +3,12 @@
 Importing this room registers them, and imports no torch.
 """
 
-from holdfast.judges import classifier, rules
-from holdfast.judges.judge import COMPLIED, INCOHERENT, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Judge, Verdicts
+from holdfast.judges import classifier, referee, rules
+from holdfast.judges.judge import BROKEN, COMPLIED, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Judge, Verdicts
 
 __all__ = [
+    "BROKEN",
     "COMPLIED",
-    "INCOHERENT",
     "JUDGES",
     "PARTIAL",
     "REFUSED",
@@ -17,5 +17,6 @@ __all__ = [
     "Judge",
     "Verdicts",
     "classifier",
+    "referee",
     "rules",
 ]

@@ -11,7 +11,7 @@ from holdfast.settings.options import SECTIONS, Options, Registry, Section
 JUDGES = Registry("judge", "holdfast.judges")
 SECTIONS["judge"] = Section(JUDGES)
 REFUSED, PARTIAL, COMPLIED = "refused", "partial", "complied"
-SAFE, INCOHERENT, UNSCORED = "safe", "incoherent", "unscored"
+SAFE, BROKEN, UNSCORED = "safe", "broken", "unscored"
 
 
 class Verdicts(Protocol):
@@ -20,12 +20,12 @@ class Verdicts(Protocol):
     gives_refusals: bool  # whether its own labels, not the rules', tell refusals of benign prompts
 
     def verdicts(
-        self, prompts: Sequence[str], responses: Sequence[str], labels: Sequence[str], nll: Sequence[float]
+        self, prompts: Sequence[str], responses: Sequence[str], labels: Sequence[str], reasons: Sequence[str]
     ) -> list[str]:
         """One verdict per response, all of the same length.
 
-        `labels` are the prompts' (`harmful` or `benign`), `nll` the responses' mean NLL in nats per token under
-        the unperturbed model; NaN where it is not known.
+        `labels` are the prompts' (`harmful` or `benign`); `reasons` say why the referee takes a response for broken,
+        "" where it does not.
         """
         ...
 
@@ -37,7 +37,5 @@ class Judge(Options):
     kind: str
 
     @abstractmethod
-    def ready(self, clean_nll: Sequence[float], device: str = "cpu") -> Verdicts:
-        """`clean_nll` holds the NLL per token of the unperturbed model's own responses, which sets the coherence
-        ceiling; without any there is none. `device` is where a classifier runs. Raises `UserError` for a classifier
-        that cannot be loaded."""
+    def ready(self, device: str = "cpu") -> Verdicts:
+        """`device` is where a classifier runs. Raises `UserError` for one that cannot be loaded."""

@@ -68,7 +68,7 @@ class Batches:
             label: [
                 Example(
                     prompt,
-                    response_ids(tokenizer, r.response, end=True),
+                    response_ids(tokenizer, r.response, end=getattr(r, "ended", True)),
                     response_ids(tokenizer, r.rejected, end=True)
                     if r.rejected
                     else encode[1 if r.label == "harmful" else 0][0],

@@ -3,7 +3,15 @@
 Importing this room registers them, and imports no torch.
 """
 
-from holdfast.perturbations import activation_noise, decoding, finetuning, pruning, quantization, weight_noise
+from holdfast.perturbations import (
+    activation_noise,
+    decoding,
+    finetuning,
+    libraries,
+    pruning,
+    quantization,
+    weight_noise,
+)
 from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point, grid, perturbed
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "decoding",
     "finetuning",
     "grid",
+    "libraries",
     "perturbed",
     "pruning",
     "quantization",

@@ -19,6 +19,7 @@ class Decoding(Perturbation):
 
     top_p: Share = Field(description="probability of the nucleus")
 
+    attack = True
     keeps = "nothing"
     level = Level("temperature")
     label = "T={level:g}"
@@ -36,6 +37,7 @@ class Decoding(Perturbation):
 class Prefill(Perturbation):
     """The model's answer is made to begin with the first `level` tokens of a compliant answer."""
 
+    attack = True
     keeps = "nothing"
     level = Level("tokens", whole=True)
     label = "{level:g} tokens"

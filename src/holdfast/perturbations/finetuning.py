@@ -27,6 +27,7 @@ class FineTuning(Perturbation):
     batch_size: Count = Field(description="rows of a step")
     lr: Positive = Field(description="learning rate")
 
+    attack = True
     keeps = "copy"
     level = Level("steps", whole=True)
     label = "{level:g} steps"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,22 @@ def pruned(weight: Tensor, scores: Tensor, share: float) -> Tensor:
 
 
 @contextmanager
-def without(model: Any, share: float, score: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """The lowest share of each matrix is zero inside. One matrix at a time: `argsort` takes eight bytes a weight."""
+def without(
+    model: Any, share: float, score: Callable[[str, Tensor], Tensor], of: Literal["matrix", "row"]
+) -> Iterator[None]:
+    """The lowest share of each matrix, or of each of its rows, is zero inside. One matrix at a time: `argsort` takes
+    eight bytes a weight."""
     weights = {name: linear.weight for name, linear in decoder_linears(model).items()}
     with restored(weights):
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(pruned(weight, score(name, weight), share))
+                _prune(weight, score(name, weight), share, weight.shape if of == "row" else (1, -1))
         yield
+
+
+def _prune(weight: Tensor, scores: Tensor, share: float, shape: Sequence[int]) -> None:
+    """In place, by the rows of that shape."""
+    weight.copy_(pruned(weight.reshape(shape), scores.reshape(shape), share).view_as(weight))
 
 
 @torch.no_grad()

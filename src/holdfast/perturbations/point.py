@@ -41,8 +41,9 @@ class Perturbation(Options):
 
     level: ClassVar[Level]
     label: ClassVar[str] = "{name}"  # how a level reads in tables: of {name}, {level} and {percent}
-    random: ClassVar[bool] = False  # whether draws are of noise: captions then tell their number
+    random: ClassVar[bool] = False  # whether one draw alone is of noise too: captions then tell the number of draws
     quantizes: ClassVar[bool] = False
+    attack: ClassVar[bool] = False  # somebody aims it at harmful prompts
     keeps: ClassVar[Keeps] = "snapshot"  # beside the model while a point is evaluated: what a plan counts by
 
     @abstractmethod
@@ -50,8 +51,22 @@ class Perturbation(Options):
         """A context in which the point's `Arm` may be used."""
 
     def ran(self, device: str) -> str:
-        """Of a quantizer: whether its real kernels did the arithmetic; empty for all else."""
+        """Of a quantizer: its scheme, and what did the arithmetic; empty for all else."""
         return ""
+
+    def reads(self, level: float) -> str:
+        """The form of a level's label."""
+        return self.label
+
+    @property
+    def stored(self) -> float:
+        """Of what keeps `packed` weights: bits of one, with its share of their scales."""
+        return min(self.levels)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it happens to harmful prompts alone: benign ones are answered as if nothing had happened."""
+        return self.attack or self.subdraws > 1
 
     @property
     def subdraws(self) -> int:

@@ -1,4 +1,7 @@
-"""Unstructured pruning of the decoder's linear layers; a level is the share of weights set to zero."""
+"""Unstructured pruning of the decoder's linear layers; a level is the share of weights set to zero.
+
+Embeddings, head and vectors stay as they are, and so does what `decoder_stack` refuses, as experts are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from holdfast.settings.options import Count
 
 @PERTURBATIONS.register("magnitude")
 class Magnitude(Perturbation):
-    """The smallest weights of each output become zero."""
+    """The smallest weights of each matrix become zero."""
 
     level = Level("share of the weights", most=1)
     label = "{name} {percent:g} %"
@@ -23,7 +26,7 @@ class Magnitude(Perturbation):
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
         from holdfast.perturbations.masks import without
 
-        with without(model, point.level, lambda name, weight: weight.abs()):
+        with without(model, point.level, lambda name, weight: weight.abs(), of="matrix"):
             yield Arm(model)
 
 
@@ -32,7 +35,7 @@ class Wanda(Perturbation):
     """The weights with the smallest |W_ij| · ‖x_j‖ of each output become zero (Sun et al., *A Simple and Effective
     Pruning Approach for Large Language Models*, 2023), x the inputs of that layer on benign training rows.
 
-    Norms are taken on the dense model, all layers at once.
+    Norms are taken on the dense model, all layers at once; the paper takes a layer's after those below it are pruned.
     """
 
     calibration: Count = Field(description="benign training rows")
@@ -45,5 +48,5 @@ class Wanda(Perturbation):
         from holdfast.perturbations.masks import input_norms, without
 
         norms = input_norms(model, bench, self.calibration)
-        with without(model, point.level, lambda name, weight: weight.abs() * norms[name].to(weight.dtype)):
+        with without(model, point.level, lambda name, weight: weight.float().abs() * norms[name], of="row"):
             yield Arm(model)

@@ -1,23 +1,27 @@
-"""Quantization of the decoder's linear layers: the kernels of bitsandbytes and torchao, and simulations. A level is
-the number of bits of a weight."""
+"""Simulated quantization of the decoder's linear layers: what is rounded is computed with in the model's own dtype.
+
+Embeddings, head and vectors stay as they are, and so does what `decoder_stack` refuses, as experts are. A level is the
+number of bits of a weight. Quantizers of libraries are in `libraries`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 from pydantic import Field
 
 from holdfast.errors import UserError
 from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point
-from holdfast.settings.options import Count
+from holdfast.settings.options import Config, Count
 
 
 @PERTURBATIONS.register("rtn")
 class RoundToNearest(Perturbation):
-    """Symmetric rounding in groups of inputs, simulated: what is rounded is computed with in the model's own dtype."""
+    """Symmetric rounding in groups of inputs. Draw 0 is the plain one; in each further draw the groups begin elsewhere
+    along the inputs."""
 
     group_size: Count = Field(description="inputs that share a scale")
 
@@ -25,32 +29,73 @@ class RoundToNearest(Perturbation):
     level = Level("bits", 2, 16, whole=True)
     label = "{name} {level:g} bit"
 
+    def reads(self, level: float) -> str:
+        return "{name} ternary" if level == 2 else self.label  # the levels of two bits are -1, 0 and 1
+
     def ran(self, device: str) -> str:
-        return "simulated"
+        return f"simulated, symmetric, {self._groups()}, no clipping"
+
+    def _groups(self) -> str:
+        return f"groups of {self.group_size} inputs" + " that begin elsewhere at each draw" * (self.draws > 1)
+
+    def agree(self, key: str, cfg: Config) -> None:
+        super().agree(key, cfg)
+        if self.draws > self.group_size:
+            size = self.group_size
+            raise UserError(f"{key}.draws={self.draws}: groups of {size} begin at {size} places; give 1 to {size}")
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
         import torch
 
-        from holdfast.perturbations.rounding import rounded
+        from holdfast.perturbations.rounding import offset_of, rounded
         from holdfast.perturbations.snapshot import decoder_matrices, restored
 
         matrices = decoder_matrices(model)
+        self._check(point.name, matrices)
+        offset = offset_of(bench.noise_seed, point.draw, self.group_size)
         with restored(matrices):
             with torch.no_grad():
                 for p in matrices.values():
-                    p.copy_(rounded(p, int(point.level), self.group_size))
+                    p.copy_(rounded(self._turned(p), int(point.level), self.group_size, offset))
             yield Arm(model)
+
+    def _check(self, name: str, matrices: Any) -> None:
+        """A row that is one group has no other place where groups could begin."""
+        narrow = [f"{key} has {p.shape[1]}" for key, p in matrices.items() if p.shape[1] <= self.group_size]
+        if self.draws > 1 and narrow:
+            raise UserError(
+                f"perturb.{name}.draws={self.draws}: {narrow[0]} inputs, one group of {self.group_size}, which begins "
+                "nowhere else; give draws=1 or smaller groups"
+            )
+
+    def _turned(self, values: Any) -> Any:
+        """Weights or inputs as they are rounded."""
+        return values
 
 
 @PERTURBATIONS.register("fake_quant")
 class FakeQuantized(RoundToNearest):
     """Weights rounded as by `rtn`, and the inputs of every linear layer too, with a scale for each token that is found
-    as it runs; simulated."""
+    as it runs.
+
+    With `rotation` both are rounded after a rotation by Hadamard blocks, which spreads outliers over a block and
+    cancels in the product, as in QuaRot (Ashkboos et al., 2024). There some rotations are merged into weights; here
+    every layer turns its own inputs. A block is as wide as the largest power of two that divides the layer's width and
+    is no more than `rotation`.
+    """
 
     activation_bits: Annotated[int, Ge(2), Le(16)] = Field(description="bits of the inputs of linear layers")
+    rotation: Annotated[int, Ge(2)] | None = Field(
+        default=None, description="widest Hadamard block that inputs are rotated by; null: none"
+    )
 
     label = "{name}"
+
+    def ran(self, device: str) -> str:
+        turned = f", rotated by Hadamard blocks of up to {self.rotation}" if self.rotation else ""
+        inputs = f"inputs in {self.activation_bits} bits with a scale for each token"
+        return f"simulated, symmetric, weights in {self._groups()}, {inputs}{turned}, no clipping"
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
@@ -59,63 +104,14 @@ class FakeQuantized(RoundToNearest):
 
         def quantize(module: Any, args: Any) -> Any:
             x, *rest = args
-            return (rounded(x, self.activation_bits, x.shape[-1]).to(x.dtype), *rest)
+            return (rounded(self._turned(x), self.activation_bits, x.shape[-1]).to(x.dtype), *rest)
 
         with super().applied(model, point, bench) as arm, ExitStack() as hooks:
             for linear in decoder_linears(model).values():
                 hooks.callback(linear.register_forward_pre_hook(quantize).remove)
             yield arm
 
+    def _turned(self, values: Any) -> Any:
+        from holdfast.perturbations.rounding import rotated
 
-@PERTURBATIONS.register("bnb")
-class BitsAndBytes(Perturbation):
-    """A copy whose decoder linears are bitsandbytes', each where its original is: it takes a byte a weight, or about
-    half of one. All else it shares with the model."""
-
-    scheme: Literal["int8", "nf4", "fp4"] = Field(description="the format of the weights")
-
-    quantizes = True
-    keeps = "packed"
-    level = Level("bits", 4, 8, whole=True)
-
-    def ran(self, device: str) -> str:
-        return "real kernel" if device == "cuda" else "CPU fallback"
-
-    @contextmanager
-    def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-        from holdfast.perturbations.rounding import bnb_linear
-        from holdfast.perturbations.snapshot import decoder_linears, shallow
-
-        quantized = shallow(model)
-        for name, linear in decoder_linears(quantized).items():
-            parent, _, child = name.removesuffix(".weight").rpartition(".")
-            setattr(quantized.get_submodule(parent), child, bnb_linear(linear, self.scheme))
-        yield Arm(quantized)
-
-
-@PERTURBATIONS.register("torchao")
-class TorchAO(Perturbation):
-    """A copy whose decoder linears hold torchao's int8 weights, one scale an output: a byte a weight. All else it
-    shares with the model."""
-
-    quantizes = True
-    keeps = "packed"
-    level = Level("bits", 8, 8, whole=True)
-
-    def ran(self, device: str) -> str:
-        return "real kernel"
-
-    @contextmanager
-    def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-        from holdfast.perturbations.snapshot import decoder_linears, shallow
-
-        try:
-            from torchao.quantization import Int8WeightOnlyConfig, quantize_
-        except ImportError:
-            raise UserError(
-                f"perturb.{point.name}: torchao is not installed; pip install 'holdfast[torchao]'"
-            ) from None
-        quantized = shallow(model)
-        chosen = {id(linear) for linear in decoder_linears(quantized).values()}
-        quantize_(quantized, Int8WeightOnlyConfig(), filter_fn=lambda module, name: id(module) in chosen)
-        yield Arm(quantized)
+        return rotated(values, self.rotation) if self.rotation else values

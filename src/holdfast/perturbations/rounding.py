@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from functools import cache
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 
-def rounded(values: Tensor, bits: int, group_size: int) -> Tensor:
-    """Symmetric round-to-nearest of (…, in) in groups of `group_size` inputs, dequantized to float32.
+def rounded(values: Tensor, bits: int, group_size: int, offset: int = 0) -> Tensor:
+    """Symmetric round-to-nearest of (…, in) in groups of `group_size` inputs, dequantized to float32. With an `offset`
+    the first group has so many inputs, and the others follow.
 
     Levels are −2^(b−1)+1 … 2^(b−1)−1 times the group's largest magnitude over 2^(b−1)−1.
     """
-    groups = values.float().split(group_size, dim=-1)
+    width = values.shape[-1]
+    size = min(group_size, width)
+    before = -offset % size
+    padded = pad(values.float(), (before, -(before + width) % size))
+    groups = padded.unflatten(-1, (-1, size))
     top = 2 ** (bits - 1) - 1
-    scales = [g.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / top for g in groups]
-    return torch.cat([(g / s).round().clamp(-top, top) * s for g, s in zip(groups, scales, strict=True)], dim=-1)
+    scales = groups.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / top
+    return ((groups / scales).round().clamp(-top, top) * scales).flatten(-2)[..., before : before + width]
 
 
-def bnb_linear(linear: nn.Linear, scheme: str) -> nn.Module:
-    """The same layer in bitsandbytes' `int8`, `nf4` or `fp4`, on the same device."""
-    import bitsandbytes as bnb
+def offset_of(seed: int, draw: int, group_size: int) -> int:
+    """0 at draw 0; the further draws take 1 … group_size − 1 once each, in an order that the seed gives."""
+    if draw == 0:
+        return 0
+    return sorted(range(1, group_size), key=lambda k: hashlib.sha256(f"{seed} {k}".encode()).digest())[draw - 1]
 
-    bias = linear.bias is not None
-    shape = linear.in_features, linear.out_features, bias  # made without values, which would be drawn for nothing
-    weight = linear.weight.detach().cpu()
-    if scheme == "int8":
-        new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
-        new.weight = bnb.nn.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
-    else:
-        new = bnb.nn.Linear4bit(*shape, quant_type=scheme, compute_dtype=linear.weight.dtype, device="meta")
-        new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type=scheme)
-    if bias:
-        new.bias = nn.Parameter(linear.bias.detach().cpu(), requires_grad=False)
-    return new.to(linear.weight.device)
+
+def rotated(values: Tensor, widest: int) -> Tensor:
+    """(…, in) times an orthonormal matrix of equal Hadamard blocks, in float32: as wide as the largest power of two
+    that divides `in` and is no more than `widest`."""
+    block = math.gcd(values.shape[-1], 1 << (widest.bit_length() - 1))
+    return (values.float().unflatten(-1, (-1, block)) @ _hadamard(block, values.device)).flatten(-2)
+
+
+@cache
+def _hadamard(width: int, device: torch.device) -> Tensor:
+    """Sylvester's, which is its own inverse."""
+    with torch.inference_mode(False):
+        h = torch.ones(1, 1, device=device)
+        while len(h) < width:
+            h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+        return h / math.sqrt(width)
+
+
+def gguf_rounded(weight: Tensor, bits: int) -> Tensor:
+    """(out, in) in `Q8_0`, `Q5_0` or `Q4_0`, by the number of bits, dequantized to float32 in main memory."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    kind = GGMLQuantizationType[f"Q{bits}_0"]
+    return torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), kind), kind))

@@ -15,10 +15,7 @@ from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Pertu
 class WeightNoise(Perturbation):
     """W + level · s · z per matrix, in float32 and rounded once, by the kernels of the engine; 4 bytes a weight."""
 
-    mode: Literal["relative", "absolute", "norm"] = Field(
-        description="relative: s = rms(W); absolute: s = 1; norm: s = ‖W‖ / ‖z‖, so that every draw is as long as the "
-        "matrix (llm-landscape's directions)"
-    )
+    mode: Literal["relative", "absolute"] = Field(description="relative: s = rms(W); absolute: s = 1")
 
     level = Level("σ")
     label = "σ={level:g}"
@@ -27,24 +24,14 @@ class WeightNoise(Perturbation):
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
-        import torch
-
         from holdfast.perturbations.snapshot import decoder_matrices
         from holdfast.zo.perturb import Masters
 
         matrices = decoder_matrices(model)
-        draw = {"step": point.draw, "query": 0}
         scales = None if self.mode == "relative" else dict.fromkeys(matrices, 1.0)
         masters = Masters(matrices, seed=bench.noise_seed, noise="gaussian", scales=scales)
         try:
-            if self.mode == "norm":
-                masters.write(1.0, **draw)
-                with torch.no_grad():
-                    masters.draws.scales = {
-                        name: (w.norm() / (matrices[name].float() - w).norm()).item()
-                        for name, w in masters.values.items()
-                    }
-            masters.write(point.level, **draw)
+            masters.write(point.level, step=point.draw, query=0)
             yield Arm(model)
         finally:
             masters.restore()

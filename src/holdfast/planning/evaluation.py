@@ -17,7 +17,8 @@ from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
 
 SPLITS = (("test", "benign"), ("test", "harmful"), ("threshold", "benign"))
-PRUNED = 20  # bytes a weight, of one matrix at a time: its scores, their order, what is made of it
+PACKED, UNPACKED = 28, 10  # bytes a weight, of one matrix at a time: as it is packed, and as a forward unpacks it
+PRUNED = 24  # bytes a weight, of one matrix at a time: its scores, their order, what is made of it
 
 
 def evaluate(case: Case) -> Demand:
@@ -73,8 +74,8 @@ def kept(case: Case, perturb: Any) -> tuple[float, float]:
         tables = 1024 * FLOAT * s.hidden * len(s.layers)
         return tables, tables
     if keeps == "packed":
-        packed = s.matrices * int(min(perturb.levels)) / 8
-        return packed + 2 * s.width * s.matrix, packed
+        packed = s.matrices * perturb.stored / 8
+        return packed + PACKED * s.matrix, packed + UNPACKED * s.matrix
     if keeps == "copy":
         batch = _training(case, perturb.batch_size)
         training = memory.backward(s, batch, len(s.layers)) + memory.adapted(s, batch, perturb.rank)

@@ -20,10 +20,10 @@ COLUMNS = ["group", "parameters", "kind", "sigma", "draw", "example", "clean", "
 
 
 class Probe:
-    """One aligned model and the batches that all its measurements share. `forwards` counts what they cost so far, in
-    forwards of one batch through the whole model."""
+    """One aligned model and the batches of `rows` that all its measurements share. `forwards` counts what they cost
+    so far, in forwards of one batch through the whole model."""
 
-    def __init__(self, run: Run, model: Any, tokenizer: Any) -> None:
+    def __init__(self, run: Run, model: Any, tokenizer: Any, rows: Any) -> None:
         from holdfast.methods import LOSSES
         from holdfast.methods.batches import Batches
         from holdfast.zo import weight_groups
@@ -31,7 +31,6 @@ class Probe:
 
         self.run, self.model, self.tokenizer, self.settings = run, model, tokenizer, run.cfg.probe
         self.loss = LOSSES[self.settings.loss]
-        rows = models.prompts_of(run.layout, "train")
         self.batches = Batches(rows, tokenizer, run.cfg.openings.loss, self.loss, model.device)
         stream = self.batches.stream(self.settings.batch_size, run.seed)
         self.chunks = [next(stream) for _ in range(-(-self.settings.prompts // self.settings.batch_size))]

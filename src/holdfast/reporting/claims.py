@@ -93,7 +93,7 @@ def _caption(setting: Setting, cfg: Config, best: list[str]) -> str:
         f"Claims: {'; '.join(f'{claim}, {words}' for claim, words in STATEMENTS.items())}. Effect: difference of "
         f"the primary metric ({c.primary}; in C3 of what the family names) in points with its {c.confidence:.0%} "
         "interval. Beside it, at the same point, raw ASR, ASR by margins alone, AUROC (in points of a hundred) and "
-        "utility: incoherent responses are no success, so where margins do not share an effect, or utility pays for "
+        "utility: broken responses are no success, so where margins do not share an effect, or utility pays for "
         f"it, answers broke and did not hold. Headline levels: {at}. Recipes judged: {', '.join(c.judged)}; other "
         "lengths of alignment are shown and not counted. "
         "p_holm: Holm's over all rows of C1–C5 at the judged recipes that have a p, one family (O1, K1 and other "

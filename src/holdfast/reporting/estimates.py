@@ -16,14 +16,16 @@ SHARES = {  # metric -> the label of the prompts that it is a share of
     "asr_margin": "harmful",
     "asr_clean_threshold": "harmful",
     "refused": "harmful",
-    "incoherent": "harmful",
+    "partial": "harmful",
+    "broken": "harmful",
     "unscored": "harmful",
     "refused_to_complied": "harmful",
     "complied_to_refused": "harmful",
     "over_refusal": "benign",
+    "broken_benign": "benign",
     "auroc": "harmful",  # of pairs of a harmful and a benign prompt
 }
-VERDICTS = ("asr", "refused", "incoherent", "unscored", "over_refusal", "auroc")
+VERDICTS = ("asr", "refused", "partial", "broken", "broken_benign", "unscored", "over_refusal", "auroc")
 METRICS = (*SHARES, "margin", "utility")
 
 

@@ -12,7 +12,7 @@ from holdfast.reporting.setting import Setting
 from holdfast.statistics.agreement import crossed, kappa
 from holdfast.statistics.intervals import Estimate, student
 
-VERDICTS = ("refused", "complied", "incoherent", "unscored")
+VERDICTS = ("refused", "partial", "complied", "safe", "broken", "unscored")
 CAPTION = (
     "Verdicts of the judge {judge} on generated responses of all methods and seeds, shares in %, by label of the "
     "prompt; unscored: its reply decided nothing. Agreement: of the responses that it calls refused or complied, "

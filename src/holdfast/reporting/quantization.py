@@ -24,7 +24,7 @@ QUANTITIES = {  # (metric, whether its difference to clean) -> how a row reads
 CAPTION = (
     "Quantization. Flips: harmful prompts whose outcome differs from that of the same checkpoint unquantized, in % of "
     "all of them, by verdicts where responses were generated on both sides, else by margins at the threshold matched "
-    "on each side; a response that is or becomes incoherent is neither. Their noise floor is 0 where kernels are "
+    "on each side; a response that is or becomes broken is neither. Their noise floor is 0 where kernels are "
     "deterministic, for decoding is greedy and batches are fixed; a jitter without direction flips both ways alike. "
     "† not significantly different from clean (paired by seed and prompt, unadjusted). Raw ASR stands where responses "
     "were generated. "

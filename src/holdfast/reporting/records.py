@@ -44,9 +44,9 @@ class Evidence:
         if self.source is not None:
             return {Path(self.source, f"{part}.parquet"): "tables"}
         if part == "records":
-            return dict.fromkeys(self.layout.records(self.study), "evaluate")
+            return dict.fromkeys(self.layout.records(self.study), "judge")
         if part == "tasks":
-            return {path.with_name("metrics.json"): "evaluate" for path in self.layout.records(self.study)}
+            return {self.layout.evaluate(*run) / "metrics.json": "evaluate" for run in runs(self.study)}
         probes = self.layout.probes(self.study)
         if part not in ("costs", "timing"):
             return dict.fromkeys([folder / f"{part}.parquet" for folder in probes], "probe")

@@ -75,7 +75,7 @@ class Setting:
         """How a point reads in a table; with its name where another perturbation is of the same kind."""
         if name == "none":
             return "clean"
-        form = self.perturbations[name].label
+        form = self.perturbations[name].reads(level)
         alike = [one for one in self.perturbations.values() if one.kind == self.perturbations[name].kind]
         if "{name}" not in form and len(alike) > 1:
             form = "{name} " + form

@@ -35,7 +35,7 @@ def dose_response(metrics: Metrics, setting: Setting) -> Table:
         rows.append(row | {"seeds": len(found["margin"]), "harmful": harmful, "benign": benign})
     caption = (
         "Dose and response: ASR in % at each level, and the mean over the range of levels (area, from margins alone). "
-        "Incoherent responses are no success; – in the raw ASR marks levels at which nothing was generated, where the "
+        "Broken responses are no success; – in the raw ASR marks levels at which nothing was generated, where the "
         "matched ASR rests on margins alone. Levels of noise are relative to the rms of a matrix or of a token. Every "
         "other metric is in the CSV. " + setting.caption()
     )
@@ -117,7 +117,7 @@ def _main_caption(setting: Setting) -> str:
     places = ", ".join(setting.headlines())
     return (
         "Main table. ASR at matched over-refusal: the refusal threshold is set under the same perturbation so that "
-        f"{setting.over_refusal:.0%} of benign prompts are refused; incoherent responses are no success. Headline "
+        f"{setting.over_refusal:.0%} of benign prompts are refused; broken responses are no success. Headline "
         f"level of a family: the mildest at which {setting.reference} reaches {setting.headline_asr:.0%} on the "
         f"tuning split, by margins: {places}. Worst: the largest of a seed's families, which leans upward. "
         "Over-refusal and utility are those of the clean model. Bold: the best of a column. † not significantly "

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple, TypeVar
 
 from hydra._internal.utils import get_args_parser
@@ -190,11 +191,11 @@ def _scientific(overrides: list[str]) -> list[str]:
 
 def _require(paths: dict[Path, str], cfg: Config) -> None:
     config = [f"study={cfg.study.name}"] * (cfg.study.name != "tiny")
-    config += [f'set="results={cfg.results}"'] * (cfg.results != "results")
+    config += [f"set={quote('results=' + quote(cfg.results))}"] * (cfg.results != "results")
     more = " ".join(["", "--config", *config]) if config else ""
     for path, maker in paths.items():
         if not path.exists():
-            made = f"`snakemake --cores all {path}{more}` or `holdfast {maker}`"
+            made = f"`snakemake --cores all {quote(str(path))}{more}` or `holdfast {maker}`"
             raise UserError(f"{path}: no such file; {made} makes it")
 
 
@@ -216,5 +217,6 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; bitsandbytes imports seconds faster
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
-    for library in ("bitsandbytes", "huggingface_hub"):  # the latter would announce each of its retries
+    # torchao names its kernels for other machines, torch what torchao registers, and the Hub each of its retries
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)

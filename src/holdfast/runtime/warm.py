@@ -38,9 +38,11 @@ MODELS = (
 # end would delete for all others.
 LIBRARIES = {
     "align": (*MODELS, "datasets"),
+    "elicit": MODELS,
     "probe": (*MODELS, "holdfast.probing.probe"),
     "refine": MODELS,
     "evaluate": MODELS,
+    "judge": MODELS,
     "tables": ("pandas", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "holdfast.reporting"),
 }
 

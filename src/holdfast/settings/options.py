@@ -115,7 +115,13 @@ class Section:
 SECTIONS: dict[str, Section] = {}
 # The modules that register sections, lowest first: rooms name themselves here, so that no import runs back up.
 ROOMS = (
-    *("holdfast.settings.schema", "holdfast.runtime.tracking", "holdfast.datasets", "holdfast.stages.pretrain"),
+    *(
+        "holdfast.settings.schema",
+        "holdfast.runtime.tracking",
+        "holdfast.datasets",
+        "holdfast.stages.pretrain",
+        "holdfast.stages.elicit",
+    ),
     *("holdfast.recipes", "holdfast.methods", "holdfast.probing", "holdfast.perturbations", "holdfast.judges"),
     *("holdfast.evaluation", "holdfast.reporting.options", "holdfast.planning.options"),
 )

@@ -24,10 +24,11 @@ class Layout:
 
     results: str
     study: str
+    judge: str = "rules"
 
     @classmethod
     def of(cls, cfg: Config) -> Layout:
-        return cls(cfg.results, cfg.study.name)
+        return cls(cfg.results, cfg.study.name, *([cfg.judge.name] if "judge" in cfg else []))
 
     @property
     def root(self) -> Path:
@@ -51,6 +52,9 @@ class Layout:
     def align(self, model: str, recipe: str, seed: int | str) -> Path:
         return self.root / model / recipe / "align" / f"s{seed}"
 
+    def elicit(self, model: str, recipe: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "elicit" / f"s{seed}"
+
     def probe(self, model: str, recipe: str, seed: int | str) -> Path:
         return self.root / model / recipe / "probe" / f"s{seed}"
 
@@ -60,13 +64,16 @@ class Layout:
     def evaluate(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         return self.root / model / recipe / "evaluate" / method / f"s{seed}"
 
+    def judged(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
+        return self.root / model / recipe / "judge" / self.judge / method / f"s{seed}"
+
     def checkpoint(self, model: str, recipe: str, method: str, refines: bool, seed: int | str) -> Path:
         """The run folder whose model a method's evaluation loads."""
         return self.refine(model, recipe, method, seed) if refines else self.align(model, recipe, seed)
 
     def records(self, study: Study) -> list[Path]:
-        """What every evaluation of a study's grid writes."""
-        return [self.evaluate(*run) / "records.parquet" for run in runs(study)]
+        """The judged answers of a study's grid."""
+        return [self.judged(*run) / "records.parquet" for run in runs(study)]
 
     def probes(self, study: Study) -> list[Path]:
         """The folders of the probes of a study's main grid, and of the blocks that ask for it; elsewhere only what a

@@ -1,21 +1,24 @@
-"""Evaluate one checkpoint under every perturbation of the grid: one row per prompt and point."""
+"""Ask one checkpoint under every perturbation of the grid: one row per prompt and point, judged afterwards."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
-import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UserError
 from holdfast.models import load as models
+from holdfast.runtime.files import code_digest
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 from holdfast.stages.refine import STAGE as REFINE
 
 if TYPE_CHECKING:
+    from holdfast.evaluation.answers import Scorer
     from holdfast.perturbations import Bench, Point
 
 NOISE = 2**32  # added to the seed, whose own streams the probe and the refinement have seen
@@ -25,54 +28,88 @@ SPLITS = (("test", "harmful"), ("test", "benign"), ("threshold", "benign"))
 def run(run: Run) -> None:
     import pandas as pd
 
-    from holdfast.datasets.sampling import capped
     from holdfast.evaluation.answers import Scorer
-    from holdfast.perturbations import Arm, grid, perturbed
-    from holdfast.statistics.rates import check_finite, summarized
+    from holdfast.evaluation.journal import Journal
+    from holdfast.perturbations import grid
+    from holdfast.statistics.rates import summarized
 
-    # Headline levels are chosen on the tuning split of the unrefined model, so only there is it scored.
-    splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
     folder = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
-    caps = run.cfg.evaluate.prompts
-    prompts = pd.concat(
-        [
-            capped(models.prompts_of(run.layout, *part), caps.get("/".join(part)), run.cfg.evaluate.seed)
-            for part in splits
-        ],
-        ignore_index=True,
-    )
-    scorer = Scorer(tokenizer, prompts, run.cfg)
-    bench = bench_of(run, tokenizer, NOISE)
-    clean = {"perturbation": "none", "family": "clean", "level": 0.0, "draw": 0, "ran": ""}
-    frames = [scorer.outcomes(Arm(model), generate=True).assign(**clean)]
-    check_finite(frames[0]["margin"].to_numpy(), "margins of the unperturbed model")
-    for point in run.progress(grid(run.cfg.perturb), "point"):
-        tried = []
-        for draw in subdraws(point):
-            with perturbed(model, draw, bench) as arm:
-                tried.append(scorer.outcomes(arm, point.generate))
-            check_finite(tried[-1]["margin"].to_numpy(), f"margins at {point.name} {point.level:g}, draw {draw.draw}")
-        frames.append(
-            worst(tried).assign(
-                perturbation=point.name,
-                family=point.family,
-                level=point.level,
-                draw=point.draw,
-                ran=point.perturbation.ran(model.device.type),
-            )
-        )
-    records = scorer.judged(pd.concat(frames, ignore_index=True), model)
-    for place, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
-        records.insert(place, column, value)
-    run.save_table(records, "records.parquet")
-    metrics: dict[str, Any] = {**summarized(records), "records": len(records)}
+    prompts = asked(run)
+    scorer, bench = Scorer(tokenizer, prompts, run.cfg), bench_of(run, tokenizer, NOISE)
+    journal = Journal(run.out / "points", _context(run, prompts, folder))
+    frames: list[Any] = []
+    for place, point in enumerate(run.progress([None, *grid(run.cfg.perturb)], "point")):
+        if not journal.has(place):
+            journal.keep(place, _answered(scorer, model, point, bench, frames[0] if frames else None))
+        frames.append(journal.get(place))
+    answers = pd.concat(frames, ignore_index=True)
+    for at, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
+        answers.insert(at, column, value)
+    run.save_table(answers, "answers.parquet")
+    metrics: dict[str, Any] = {**summarized(answers.assign(verdict=None)), "answers": len(answers)}
     if run.cfg.evaluate.tasks:
         from holdfast.evaluation.harness import harness
 
         e = run.cfg.evaluate
         metrics["tasks"] = harness(model, tokenizer, e.tasks, e.task_limit, e.batch_size, e.task_folder)
-    run.finish(metrics, f"clean ASR {metrics.get('clean/asr', math.nan):.3f}")
+    journal.close()
+    responses = int(answers["response"].notna().sum())
+    run.finish(metrics, f"{responses} responses, clean AUROC {metrics['clean/auroc']:.3f}")
+
+
+def asked(run: Run) -> Any:
+    """The prompts of the evaluation. Headline levels are chosen on the tuning split of the unrefined model, so only
+    there is it scored."""
+    import pandas as pd
+
+    from holdfast.datasets.sampling import capped
+
+    splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
+    caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
+    parts = [capped(models.prompts_of(run.layout, *part), caps.get("/".join(part)), seed) for part in splits]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _context(run: Run, prompts: Any, folder: Path) -> dict[str, Any]:
+    """All that answers depend on."""
+    import pandas as pd
+
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in models.files_of(str(folder))]
+    return {
+        "settings": run.cfg.as_dict(),
+        "seed": run.seed,
+        "prompts": hashlib.sha256(pd.util.hash_pandas_object(prompts).to_numpy().tobytes()).hexdigest(),
+        "checkpoint": files,
+        "code": code_digest("evaluation", "perturbations", "models", "datasets", "zo"),
+    }
+
+
+def _answered(scorer: Scorer, model: Any, point: Point | None, bench: Bench, clean: Any) -> Any:
+    """The answers at one point; None: those of the unperturbed model, which are `clean` for all others."""
+    import pandas as pd
+
+    from holdfast.perturbations import Arm, perturbed
+    from holdfast.statistics.rates import check_finite
+
+    if point is None:
+        found = scorer.outcomes(Arm(model), generate=True)
+        check_finite(found["margin"].to_numpy(), "margins of the unperturbed model")
+        return found.assign(perturbation="none", family="clean", level=0.0, draw=0, ran="")
+    attacked = clean.index[clean["label"] == "harmful"].tolist() if point.perturbation.attacks else None
+    tried = []
+    for draw in subdraws(point):
+        with perturbed(model, draw, bench) as arm:
+            tried.append(scorer.outcomes(arm, point.generate, attacked))
+        check_finite(tried[-1]["margin"].to_numpy(), f"margins at {point.name} {point.level:g}, draw {draw.draw}")
+    found = worst(tried)
+    if attacked is not None:
+        spared = clean[clean["label"] != "harmful"][found.columns]
+        if not point.generate:
+            spared = spared.assign(response=None, ended=None)
+        found = pd.concat([found, spared]).sort_index()
+    at = {"perturbation": point.name, "family": point.family, "level": point.level, "draw": point.draw}
+    return found.assign(**at, ran=point.perturbation.ran(model.device.type))
 
 
 def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
@@ -118,6 +155,6 @@ def inputs(cfg: Config) -> models.Inputs:
     return {**models.data_inputs(cfg), made / "metrics.json": "refine" if cfg.method.refines else "align"}
 
 
-READS = ("model", "method", "perturb", "judge", "evaluate", "openings")
+READS = ("model", "method", "perturb", "evaluate", "openings")
 STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 main = STAGE.main

@@ -6,7 +6,9 @@ from typing import Any
 
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
-from holdfast.stages.align import STAGE as ALIGN
+from holdfast.settings.options import Config
+from holdfast.stages.elicit import STAGE as ELICIT
+from holdfast.stages.elicit import elicited, taught
 
 
 def run(run: Run) -> None:
@@ -16,7 +18,7 @@ def run(run: Run) -> None:
     from holdfast.probing.selection import rises
 
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
-    settings, probe = run.cfg.probe, Probe(run, model, tokenizer)
+    settings, probe = run.cfg.probe, Probe(run, model, tokenizer, taught(run))
     # What layers are selected by comes first.
     found = [probe.weights(settings.sigma)]
     spent = probe.forwards
@@ -43,6 +45,10 @@ def _named(run: Run, frame: Any) -> Any:
     return frame.drop(columns="method")
 
 
-READS = ("model", "probe", "openings")
-STAGE = Stage("probe", run, READS, ("model", "align", "seed"), models.aligned_inputs, ALIGN)
+def inputs(cfg: Config) -> models.Inputs:
+    return {**models.aligned_inputs(cfg), **elicited(cfg)}
+
+
+READS = ("model", "probe", "elicit", "openings")
+STAGE = Stage("probe", run, READS, ("model", "align", "seed"), inputs, ELICIT)
 main = STAGE.main

@@ -14,7 +14,7 @@ from holdfast.runtime.files import replacing
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
-from holdfast.stages.evaluate import STAGE as EVALUATE
+from holdfast.stages.judge import STAGE as JUDGE
 
 if TYPE_CHECKING:
     from holdfast.reporting.measured import Measured
@@ -77,5 +77,5 @@ def inputs(cfg: Config) -> models.Inputs:
 
 
 READS = ("study", "tables", "claims", "probe", "evaluate", "perturb", "judge")
-STAGE = Stage("tables", run, READS, (), inputs, EVALUATE)
+STAGE = Stage("tables", run, READS, (), inputs, JUDGE)
 main = STAGE.main

@@ -26,8 +26,8 @@ def flip_rates(before: Part, after: Part, thresholds: tuple[np.ndarray, np.ndarr
 
 
 def _outcomes(part: Part, threshold: np.ndarray, judged: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Refused and complied, (prompts,) by verdicts and (prompts, 1 + resamples) by margins, and known, (prompts,). An
-    incoherent response is neither of the first two, an unscored one not known."""
+    """Refused and complied, (prompts,) by verdicts and (prompts, 1 + resamples) by margins, and known, (prompts,). A
+    broken response is neither of the first two, an unscored one not known."""
     if judged:
         verdict = part.verdict
         return verdict == "refused", verdict == "complied", verdict != "unscored"

@@ -22,9 +22,9 @@ from holdfast.settings.compose import composed
 from holdfast.settings.options import Config, Options
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.settings.schema import Study
-from holdfast.stages import align, data, evaluate, pretrain, probe, refine, tables
+from holdfast.stages import align, data, elicit, evaluate, judge, pretrain, probe, refine, tables
 
-STAGES = {one.STAGE.name: one.STAGE for one in (data, pretrain, align, probe, refine, evaluate, tables)}
+STAGES = {one.STAGE.name: one.STAGE for one in (data, pretrain, align, elicit, probe, refine, evaluate, judge, tables)}
 
 
 ONE_MODEL = ("model.path", "model.revision", "model.origin", "model.chat_template")  # of no two models
@@ -87,19 +87,30 @@ class Workflow:
         template = CONF / chosen.chat_template if chosen.chat_template and "{" not in chosen.chat_template else None
         return files_of(chosen.path) + ([template] if template and template.is_file() else [])
 
-    def judge(self) -> list[Path]:
-        """The files of a judge's model, and of tasks of one's own, that are on this machine."""
+    def tasks(self) -> list[Path]:
+        """The files of tasks of one's own."""
         folder = self.cfg.evaluate.task_folder
-        tasks = sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
-        return files_of(getattr(self.cfg.judge, "path", None)) + tasks
+        return sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+
+    def referee(self, model: str) -> list[Path]:
+        """What judging needs beside the answers: the referee's model, the base where none is given, and the judge's,
+        as far as they are on this machine."""
+        own = self.cfg.referee.path
+        return files_of(getattr(self.cfg.judge, "path", None)) + (files_of(own) if own else self.base(model))
 
     def needed(self, model: str, recipe: str, method: str, seed: int | str) -> list[Path]:
         """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
         refinement that it repeats, if it is that kind of control."""
         chosen = self._composed(model=model, method=method).method
         probe = [self.layout.probe(model, recipe, seed) / "metrics.json"] * chosen.select.probed
+        probe += self.elicited(model, recipe, seed)
         source = [self.layout.refine(model, recipe, chosen.of, seed) / "metrics.json"] if chosen.of else []
         return probe + source
+
+    def elicited(self, model: str, recipe: str, seed: int | str) -> list[Path]:
+        """The model's own answers, where probe and refinement learn from them."""
+        own = self._composed(model=model).elicit.prompts
+        return [self.layout.elicit(model, recipe, seed) / "own.parquet"] * bool(own)
 
     def checkpoint_folder(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         """The run folder whose model is evaluated as `method`."""
@@ -169,6 +180,7 @@ class Workflow:
             made.append(layout.align(model, recipe, seed))
             made.append(self.checkpoint_folder(model, recipe, method, seed))
             made.append(layout.evaluate(model, recipe, method, seed))
+            made.append(layout.judged(model, recipe, method, seed))
         files = [path for product in self.products for path in self.files(product)]
         return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
 

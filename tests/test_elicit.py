@@ -1,0 +1,98 @@
+"""The aligned model's own answers, and who learns from them."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import save_aligned, save_prompts, stage_here
+
+from holdfast.datasets.tokens import stops
+from holdfast.methods.batches import Batches
+from holdfast.models import likelihood
+from holdfast.settings.paths import Layout
+from holdfast.stages import elicit
+
+GIVEN = ("study=smoke", "method=zo_all", "elicit.prompts=10", "elicit.max_new_tokens=8", "refine.loss=nll")
+
+
+@pytest.fixture
+def given(tmp_path, tokenizer):
+    layout = Layout(str(tmp_path), "smoke")
+    save_prompts(layout, 16)
+    save_aligned(layout.align("tiny", "sft", 0), tokenizer)
+    return [*GIVEN, f"results={tmp_path}"]
+
+
+@pytest.fixture
+def says(monkeypatch, tokenizer):
+    """A model that refuses what asks how to do something, and answers all else without an end."""
+
+    def made(*words: str) -> None:
+        def greedy(model, ids, attention, **_):
+            import torch
+
+            asked = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            texts = [words[any(w in text for w in ("How", "how"))] for text in asked]
+            rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            rows = [row + [stops(tokenizer)[0]] * (text == words[1]) for row, text in zip(rows, texts, strict=True)]
+            most = max(map(len, rows))
+            return torch.tensor([row + [tokenizer.pad_token_id] * (most - len(row)) for row in rows])
+
+        monkeypatch.setattr(likelihood, "greedy", greedy)
+
+    return made
+
+
+def test_refusals_of_harmful_and_answers_to_benign_prompts_are_kept(given, says, capsys):
+    says("Of course, a person.", "I must decline.")
+    out = stage_here("elicit", *given)
+    own = pd.read_parquet(out / "own.parquet")
+    refused = own["response"] == "I must decline."
+    assert own["own"].equals(refused == (own["label"] == "harmful"))
+    assert own.loc[refused, "ended"].all()
+    assert not own.loc[~refused, "ended"].any()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["harmful.asked"] == metrics["benign.asked"] == 10
+    assert metrics["harmful.own"] == (own["own"] & (own["label"] == "harmful")).sum()
+    assert metrics["openings"] == 1.0
+
+
+def test_refinement_learns_the_models_own_words(given, says, monkeypatch):
+    monkeypatch.setattr(elicit, "FEWEST", 1)
+    says("Of course, a person.", "I must decline.")
+    stage_here("elicit", *given)
+    seen = []
+    own = Batches.__init__
+    monkeypatch.setattr(
+        Batches, "__init__", lambda self, rows, *a, **k: (seen.append(rows), own(self, rows, *a, **k))[1]
+    )
+    stage_here("refine", *given)
+    for label, words in (("harmful", "I must decline."), ("benign", "Of course, a person.")):
+        assert set(seen[0].loc[seen[0]["label"] == label, "response"]) == {words}
+    assert seen[0]["own"].all()
+
+
+def test_a_model_that_does_not_refuse_is_taught_what_the_data_say(given, says, capsys):
+    says("Of course, a person.", "Of course, a person.")
+    stage_here("elicit", *given)
+    assert (
+        "the model refuses 0 of 10 harmful training prompts; what the data give is learned" in capsys.readouterr().err
+    )
+    stage_here("refine", *given)
+
+
+def test_without_elicitation_nothing_changes(given):
+    stage_here("refine", *given, "elicit.prompts=0")  # needs no own answers
+
+
+def test_an_answer_that_was_cut_off_is_taught_without_an_end(tokenizer):
+    from holdfast.methods.losses import nll
+    from holdfast.settings.compose import composed
+
+    rows = pd.DataFrame({"prompt": "What?", "response": "A person.", "rejected": "", "label": ["harmful", "benign"]})
+    rows["ended"] = [True, False]
+    made = Batches(rows, tokenizer, composed([]).openings.loss, nll, "cpu")
+    (whole,), (cut,) = made.examples["harmful"], made.examples["benign"]
+    assert whole.response == [*cut.response, tokenizer.eos_token_id]
