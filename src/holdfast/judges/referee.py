@@ -45,7 +45,7 @@ class Referee(Options):
     repeated_words: Count = Field(description="a phrase of so many words at most")
     max_repeats: Count = Field(description="may stand so often again in a row; what goes on is a loop")
     phrase_words: Count = Field(description="a phrase of so many words that stands more often, anywhere, recurs")
-    looped_words: Count = Field(description="if it is of so many words at least, all its turns together")
+    looped_words: Count = Field(description="a loop is of so many words at least, all its turns together")
     looped: Share = Field(description="of the words: broken if more of them are in loops, or in phrases that recur")
     known_words: Share = Field(description="of the words: broken if fewer of them are in a list")
     counted_words: Count = Field(description="a response of fewer words is not judged by the lists")
