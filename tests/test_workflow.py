@@ -86,7 +86,7 @@ def test_tables_and_figures_are_there(ran):
     assert set(curve["perturbation"]) == {"none"} | noise | pruning | quantizers
     quantized = pd.read_csv(tables / "quantization.csv")
     how = {text.split(",")[0] for text in quantized["ran"].dropna()}
-    assert how == {"bitsandbytes CPU fallback", "torchao w8a8", "torchao w4a8", "simulated"}
+    assert how == {"bitsandbytes CPU fallback", "gguf Q8_0", "torchao w8a8", "torchao w4a8", "simulated"}
     for metric in ("asr", "asr_matched", "utility"):
         known = curve[curve[metric].notna()]
         assert len(known) > 1
