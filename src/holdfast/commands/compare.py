@@ -20,7 +20,7 @@ from holdfast.runtime.tracking import flatten
 from holdfast.settings.compose import read
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
-from holdfast.stages import align, data, evaluate, pretrain, probe, refine
+from holdfast.stages import align, data, elicit, evaluate, judge, pretrain, probe, refine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +56,11 @@ class Study:
             lay.data: data.STAGE,
             lay.pretrain(model): pretrain.STAGE,
             lay.align(model, recipe, seed): align.STAGE,
+            lay.elicit(model, recipe, seed): elicit.STAGE,
             lay.probe(model, recipe, seed): probe.STAGE,
             lay.refine(*run): refine.STAGE,
             lay.evaluate(*run): evaluate.STAGE,
+            lay.judged(*run): judge.STAGE,
         }
         for folder, stage in folders.items():
             if (folder / "config.yaml").is_file():  # which holds the sections of other stages too

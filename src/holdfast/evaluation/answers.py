@@ -41,61 +41,48 @@ class Scorer:
     def outcomes(self, arm: Arm, generate: bool, among: list[int] | None = None) -> Any:
         """One row per prompt, or per prompt of `among`: margin for all, utility for benign test prompts; for test
         prompts the response, and whether it ended by itself."""
-        from holdfast.datasets.tokens import stops
-
-        chosen = set(range(len(self.prompts)) if among is None else among)
-        found = self.frame.loc[sorted(chosen)].copy()
-        found["margin"], found["utility"] = float("nan"), float("nan")
+        chosen = sorted(range(len(self.prompts)) if among is None else among)
+        found = self.frame.loc[chosen].copy()
+        found["margin"], found["utility"] = self.margins_of(arm, chosen), float("nan")
         found["response"], found["ended"] = None, None
-        ends = set(stops(self.tokenizer))
-
-        def margins(rows: list[int]) -> None:
-            found.loc[rows, "margin"] = self.margins(arm, rows)
 
         def answered(rows: list[int]) -> None:
-            answers = self.generate(arm, [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows])
             begun = [self.begun[i][: arm.prefill] for i in rows]
+            answers, ended = self.generate(arm, [self.prompts[i] + b for i, b in zip(rows, begun, strict=True)])
             found.loc[rows, "response"] = self.texts([b + a for b, a in zip(begun, answers, strict=True)])
-            found.loc[rows, "ended"] = [not ends.isdisjoint(answer) for answer in answers]
+            found.loc[rows, "ended"] = ended
 
         def scored(rows: list[int]) -> None:
             found.loc[rows, "utility"] = self.utility(arm.model, rows)
 
-        self.batched(sorted(chosen), margins)
-        self.batched([i for i in self.generated if generate and i in chosen], answered)
-        self.batched([i for i in self.useful if i in chosen], scored)
+        mine = set(chosen)
+        self.batched([i for i in self.generated if generate and i in mine], answered)
+        self.batched([i for i in self.useful if i in mine], scored)
         return found
 
-    def margins_of(self, arm: Arm) -> Any:
-        """(prompts,) refusal margins."""
+    def margins_of(self, arm: Arm, among: list[int] | None = None) -> Any:
+        """Refusal margins of all prompts, or of those `among`, in their order."""
         import numpy as np
 
-        found = np.empty(len(self.prompts))
-
-        def scored(rows: list[int]) -> None:
-            found[rows] = self.margins(arm, rows)
-
-        self.batched(list(range(len(found))), scored)
-        return found
-
-    def margins(self, arm: Arm, rows: list[int]) -> list[float]:
-        """Of one batch."""
         from holdfast.models.likelihood import refusal_margin
 
-        given = [self.prompts[i] + self.begun[i][: arm.prefill] for i in rows]
-        pad = self.tokenizer.pad_token_id
-        return refusal_margin(arm.model, given, self.refusals, self.compliances, pad).tolist()
+        rows = list(range(len(self.prompts))) if among is None else among
+        found, pad = np.empty(len(self.prompts)), self.tokenizer.pad_token_id
 
-    def generate(self, arm: Arm, prompts: list[list[int]]) -> list[list[int]]:
-        """New tokens, greedy unless the arm samples; a model's own generation settings are never inherited."""
-        from holdfast.datasets.tokens import stops
-        from holdfast.models.likelihood import greedy, left_padded
+        def scored(some: list[int]) -> None:
+            given = [self.prompts[i] + self.begun[i][: arm.prefill] for i in some]
+            found[some] = refusal_margin(arm.model, given, self.refusals, self.compliances, pad).tolist()
 
-        pad = self.tokenizer.pad_token_id
-        ids, attention, _ = left_padded(prompts, pad, arm.model.device)
-        most, ends = self.cfg.evaluate.max_new_tokens, stops(self.tokenizer)
+        self.batched(rows, scored)
+        return found[rows]
+
+    def generate(self, arm: Arm, prompts: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
+        """New tokens, greedy unless the arm samples, and whether each answer ended; a model's own generation settings
+        are never inherited."""
+        from holdfast.models.likelihood import generated
+
         sampler = [arm.sampler] if arm.sampler else []
-        return greedy(arm.model, ids, attention, pad=pad, stops=ends, most=most, processors=sampler).tolist()
+        return generated(arm.model, self.tokenizer, prompts, self.cfg.evaluate.max_new_tokens, sampler)
 
     def texts(self, responses: list[list[int]]) -> list[str]:
         return [text.strip() for text in self.tokenizer.batch_decode(responses, skip_special_tokens=True)]

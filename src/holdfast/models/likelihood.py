@@ -96,6 +96,18 @@ def greedy(
     return out[:, ids.shape[1] :]
 
 
+def generated(
+    model: Any, tokenizer: Any, prompts: list[list[int]], most: int, processors: Sequence[Any] = ()
+) -> tuple[list[list[int]], list[bool]]:
+    """The new tokens of each prompt as `greedy` gives them, and whether it ended by itself."""
+    from holdfast.datasets.tokens import stops
+
+    ends, pad = stops(tokenizer), tokenizer.pad_token_id
+    ids, attention, _ = left_padded(prompts, pad, model.device)
+    out = greedy(model, ids, attention, pad=pad, stops=ends, most=most, processors=processors).tolist()
+    return out, [not set(ends).isdisjoint(row) for row in out]
+
+
 def left_padded(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(n, t) ids, attention mask and position ids of prompts aligned at their ends."""
     width = max(map(len, prompts))

@@ -58,20 +58,18 @@ def run(run: Run) -> None:
 
 def _answered(run: Run, model: Any, tokenizer: Any, rows: Any) -> Any:
     """The rows with the model's greedy answers, and whether they ended by themselves."""
-    from holdfast.datasets.tokens import prompts_ids, stops
-    from holdfast.models.likelihood import greedy, left_padded
+    from holdfast.datasets.tokens import prompts_ids
+    from holdfast.models.likelihood import generated
 
-    prompts, ends, settings = prompts_ids(tokenizer, rows), stops(tokenizer), run.cfg.elicit
+    prompts, settings = prompts_ids(tokenizer, rows), run.cfg.elicit
     texts: dict[int, str] = {}
     ended: dict[int, bool] = {}
 
     def answer(places: list[int]) -> None:
-        ids, attention, _ = left_padded([prompts[p] for p in places], tokenizer.pad_token_id, model.device)
-        most = settings.max_new_tokens
-        out = greedy(model, ids, attention, pad=tokenizer.pad_token_id, stops=ends, most=most).tolist()
+        out, over = generated(model, tokenizer, [prompts[p] for p in places], settings.max_new_tokens)
         said = tokenizer.batch_decode(out, skip_special_tokens=True)
         texts.update(zip(places, map(str.strip, said), strict=True))
-        ended.update({place: not set(ends).isdisjoint(row) for place, row in zip(places, out, strict=True)})
+        ended.update(zip(places, over, strict=True))
 
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     Parts("elicit.batch_size", settings.batch_size).each(order, answer)
