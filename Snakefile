@@ -40,6 +40,7 @@ for place, target in enumerate(("results/tables", f"{flow.layout.tables}")):
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/answer.smk"
 include: "workflow/rules/align.smk"
 include: "workflow/rules/elicit.smk"
 include: "workflow/rules/probe.smk"

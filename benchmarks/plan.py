@@ -75,7 +75,7 @@ def overrides(folder: Path, arguments: argparse.Namespace) -> list[str]:
         *("study=smoke", f"results={folder}", f"model.path={folder / 'base'}", "model.shape=null"),
         *("data=local", f"data.dir={folder}", "data.pretrain_rows=20", "tracking=disabled", "align.steps=4"),
         *(f"align.batch_size={size}", f"probe.batch_size={size}", f"refine.batch_size={size}", "refine.steps=3"),
-        *("probe.prompts=8", "evaluate.batch_size=16", "evaluate.utility=perplexity", "method.select.k=8"),
+        *("probe.prompts=8", "evaluate.batch_size=16", "method.select.k=8"),
         "perturb=[weight_noise,activation_noise,rtn]",
         f"study.methods=[aligned,{','.join(METHODS)}]",
     ]

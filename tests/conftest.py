@@ -46,6 +46,7 @@ def stage_here(stage: str, *overrides: str) -> Path:
     cfg = composed([*overrides, "tracking=disabled"])
     layout, names = Layout.of(cfg), Names(cfg.model.name, cfg.align.name, cfg.method.name)
     out = {
+        "answer": layout.answer(names.model),
         "align": layout.align(*names[:2], cfg.seed),
         "elicit": layout.elicit(*names[:2], cfg.seed),
         "probe": layout.probe(*names[:2], cfg.seed),

@@ -38,8 +38,8 @@ FAST = ("study.name=made", "model=own", "study.models=[own]", "align=sft", "alig
 FAST += ("study.aligns=[sft]", "study.methods=[aligned,zo_selective]", "study.seeds=[0]", "claims.judged=[sft]")
 FAST += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "probe.online.steps=1", "refine.steps=2")
 FAST += ("refine.queries=2", "refine.batch_size=4", "perturb=[weight_noise,rtn]", "perturb.weight_noise.levels=[0.3]")
-FAST += ("perturb.rtn.levels=[4]", "perturb.rtn.generate=[]", "evaluate.max_new_tokens=4", "tables.make=[main]")
-FAST += ("tables.resamples=50", "tables.coverage.studies=10", "tables.coverage.matched_studies=2")
+FAST += ("perturb.rtn.levels=[4]", "perturb.rtn.draws=1", "evaluate.max_new_tokens=4", "tables.make=[main]")
+FAST += ("tables.resamples=50", "tables.coverage.studies=10")
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -27,15 +27,14 @@ from holdfast.settings.schema import Block
 from holdfast.statistics.intervals import NOTHING, Difference
 from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
-POINTS = [("none", "clean", 0.0), ("weight_noise", "weight noise", 0.6), ("rtn", "quantization", 2.0)]
+POINTS = [("none", "clean", 0.0, 1), ("weight_noise", "weight noise", 0.6, 3), ("rtn", "quantization", 2.0, 2)]
 FRAGILE = {"aligned": 4.0, "zo_sign_shuffled": 4.0, "zo_selective": 0.0, "zo_all": 0.0, "fo_refine": 0.0}
 SIZES = {("test", "harmful"): 240, ("test", "benign"): 240, ("threshold", "benign"): 100, ("tune", "harmful"): 60}
 LAYERS = [f"layer.{i}" for i in range(4)]
 OVERRIDES = [
     *("study.name=made", "study.methods=[aligned,fo_refine,zo_all,zo_selective,zo_sign_shuffled]"),
     *("study.seeds=[0,1,2,3]", "tables.resamples=60", "tables.coverage.studies=20", "claims.optimizers=[sft]"),
-    *("tables.coverage.matched_studies=2", "probe.other_sigmas=[0.1]", "probe.sigma=0.3", "claims.top_k=2"),
-    *("evaluate.utility=exact_match", "claims.lengths=[short,sft]"),
+    *("probe.other_sigmas=[0.1]", "probe.sigma=0.3", "claims.top_k=2", "claims.lengths=[short,sft]"),
 ]
 
 
@@ -48,18 +47,26 @@ def configured(*more: str):
 def records(method: str, seed: int) -> pd.DataFrame:
     """A prompt's margin is the same for all methods but for how far noise on their model brings it down."""
     frames = []
-    for place, (name, family, level) in enumerate(POINTS):
-        for (split, label), count in SIZES.items():
-            rng = np.random.default_rng([seed, place, len(frames)])
-            hard = np.linspace(0, 1, count) < (0.4 if level else 0.0)  # these fall for what is fragile
-            margin = rng.normal(3 if label == "harmful" else -3, 0.1, count)
-            margin -= (label == "harmful") * hard * 2 * FRAGILE[method]
-            verdict = np.where(margin > 0, "refused", "complied").astype(object)
-            frame = pd.DataFrame({"id": [f"{split} {label} {i}" for i in range(count)], "margin": margin})
-            frame = frame.assign(pair=[f"{split} {label} {i // 2}" for i in range(count)], split=split, label=label)
-            frame["utility"] = 1.0 if label == "benign" else np.nan
-            frame = frame.assign(response="text", verdict=verdict if split == "test" else None, perturbation=name)
-            frames.append(frame.assign(family=family, level=level, draw=0, ran="", method=method, seed=seed))
+    for place, (name, family, level, draws) in enumerate(POINTS):
+        for draw in range(draws + (name != "none")):
+            for (split, label), count in SIZES.items():
+                if (split == "tune") != (draw == draws) or (split == "tune" and method != "aligned"):
+                    continue
+                rng = np.random.default_rng([seed, place, draw, len(frames)])
+                hard = np.linspace(0, 1, count) < (0.4 if level else 0.0)  # these fall for what is fragile
+                margin = rng.normal(3 if label == "harmful" else -3, 0.1, count)
+                margin -= (label == "harmful") * hard * 2 * FRAGILE[method]
+                verdict = np.where(margin > 0, "refused", "complied").astype(object)
+                frame = pd.DataFrame({"id": [f"{split} {label} {i}" for i in range(count)], "margin": margin})
+                frame = frame.assign(
+                    pair=[f"{split} {label} {i // 2}" for i in range(count)], split=split, label=label
+                )
+                frame["utility"] = 1.0 if label == "benign" else np.nan
+                if draw:
+                    frame["margin"] = np.nan
+                said = verdict if split != "threshold" else None
+                frame = frame.assign(response="text", verdict=said, perturbation=name, source="world", category="")
+                frames.append(frame.assign(family=family, level=level, draw=draw, ran="", method=method, seed=seed))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -113,7 +120,11 @@ def study(tmp_path_factory):
         write(
             layout.evaluate(model, recipe, method, seed),
             "metrics.json",
-            {"tasks": {f"mmlu/{n}": v for n, v in scored.items()}},
+            {
+                "answers": 9,
+                **{"moved": 0.0 if method == "aligned" else 0.02, "moved_by_alignment": 0.1},
+                "tasks": {f"mmlu/{n}": v for n, v in scored.items()},
+            },
         )
         align = layout.align(model, recipe, seed)
         write(align, "metrics.json", {"loss": [1.0] * 80, "forwards": 240, "sequences": 8000})
@@ -169,7 +180,8 @@ def test_kept_estimates_give_the_same_metrics(made, tmp_path):
     again = Measured.load(tmp_path)
     for point, found in made["measured"].metrics.items():
         for name, values in found.items():
-            np.testing.assert_array_equal(values, again.metrics[point][name])
+            for part, values_of in vars(values).items():
+                np.testing.assert_allclose(values_of, getattr(again.metrics[point][name], part), rtol=1e-6)
     assert vars(again).keys() == vars(made["measured"]).keys()
     assert all(vars(again)[k] == v for k, v in vars(made["measured"]).items() if k != "metrics")
 
@@ -177,52 +189,72 @@ def test_kept_estimates_give_the_same_metrics(made, tmp_path):
 def test_claims(made):
     found = made["made"]["claims"].frame
     rows = found.set_index(["claim", "recipe", "family", "comparison"]).sort_index()
-    fragile = rows.loc["C1", "sft", "weight noise", "aligned: headline − clean"]
+    fragile = rows.loc["C1", "sft", "weights", "aligned: σ=0.6 − clean"]
     assert (round(fragile["effect"]), fragile["unit"], fragile["verdict"]) == (40, "points", "supported")
-    assert fragile["p_holm"] < 0.05
-    assert rows.loc["C2", "sft", "quantization", "zo_selective − aligned"]["verdict"] == "supported"
-    assert rows.loc["C2", "sft", "activation noise", "zo_selective − aligned"]["verdict"] == "not run"
-    assert (found.loc[found["claim"] == "C3", "verdict"] == "supported").all()
-    assert found.loc[found["claim"] == "C4", "verdict"].value_counts().to_dict() == {"not run": 6, "supported": 2}
-    assert rows.loc["C5", "sft", "weight noise", "zo_selective − zo_all"]["verdict"] == "supported"
+    assert 30 < fragile["effect_own_low"] < fragile["effect"]
+    better = rows.loc["C2", "sft", "ternary", "zo_selective − aligned at rtn ternary"]
+    assert (better["verdict"], better["over_refusal"], better["utility"]) == ("supported", 0, 0)
+    lacking = found[(found["family"] == "activations") & (found["recipe"] == "sft")]
+    assert set(lacking["verdict"]) == {"not run"}
+    assert set(found.loc[found["claim"] == "C3", "verdict"]) == {"supported", "told"}
+    moved = rows.loc["C3", "sft", "all", "moved by zo_selective, of alignment's way"]
+    assert (moved["effect"], moved["unit"]) == (pytest.approx(20), "%")
+    assert rows.loc["C5", "sft", "weights", "zo_selective − zo_all at σ=0.6"]["verdict"] == "supported"
     over = rows.loc["C5", "sft", "all", "overhead of zo_selective, by forward-equivalents"]
     assert (over["effect"], over["unit"], over["verdict"]) == (pytest.approx(12.5), "%", "supported")
-    goal = rows.loc["O1", "sft", "weight noise"]
-    assert goal.loc["zo_selective − fo_refine", "verdict"] == "supported"
-    assert goal.loc["zo_selective − zo_sign_shuffled", "verdict"] == "supported"
-    assert rows.loc["K1", "sft", "weight noise", "zo_sign_shuffled − aligned"]["verdict"] == "supported"
-    assert "zo_selective − aligned" in terminal_claims(found, made["at"])
+    goal = rows.loc["O1", "sft", "weights"]
+    assert goal.loc["zo_selective − fo_refine at σ=0.6", "verdict"] == "supported"
+    assert goal.loc["zo_selective − zo_sign_shuffled at σ=0.6", "verdict"] == "supported"
+    assert rows.loc["K1", "sft", "weights", "zo_sign_shuffled − aligned at σ=0.6"]["verdict"] == "supported"
 
 
-def test_what_stands_beside_the_primary_metric(made):
-    """Nothing is incoherent here, so that margins say what the primary metric says; utility is untouched."""
-    table = made["made"]["claims"]
-    ran = table.frame[(table.frame["verdict"] != "not run") & table.frame["claim"].isin(["C1", "C2", "K1"])]
-    assert len(ran) > 6
-    assert ran["asr_margin"].tolist() == pytest.approx(ran["effect"].tolist())
-    assert (ran["utility"] == 0).all()
-    assert {"Δ raw ASR", "Δ ASR by margins", "Δ AUROC", "Δ utility"} < set(table.shown)
-    assert "alignment is fragile" in table.caption
-
-
-def test_one_holm_family_of_the_judged_rows(made):
+def test_a_claim_as_a_whole_is_of_its_largest_p_and_holm_runs_over_claims(made):
     found = made["made"]["claims"].frame
-    assert set(found.loc[found["recipe"] == "short", "claim"]) == {"C1", "C2"}
+    wholes = found[found["family"] == "as a whole"].set_index("claim")
+    assert set(wholes.loc[["C1", "C2", "C3", "C4", "C5", "K1"], "verdict"]) == {"supported"}
+    parts = found[(found["claim"] == "C2") & (found["recipe"] == "sft") & (found["family"] != "as a whole")]
+    assert wholes.loc["C2", "p"] == parts["p"].max()
+    silent = found["verdict"].str.startswith(("not asked", "not run", "not measurable"))
+    assert found.loc[silent, "p"].isna().all()
     counted = found["p_holm"].notna()
-    assert set(found.loc[counted, "claim"]) == {"C1", "C2", "C3", "C5"}
-    assert not (counted & (found["recipe"] == "short")).any()
+    assert set(found.loc[counted, "claim"]) == {"C1", "C2", "C3", "C5"}  # the parts of C4 that were run have no p
+    assert set(found.loc[counted, "family"]) == {"as a whole"}
     assert (found.loc[counted, "p_holm"] >= found.loc[counted, "p"]).all()
-    short = found[(found["recipe"] == "short") & (found["family"] == "weight noise")]
-    assert (short["verdict"] == "supported").all()
+    short = found[found["recipe"] == "short"]
+    assert set(short["claim"]) == {"C1", "C2"}
+    assert "as a whole" not in set(short["family"])
 
 
-def test_no_room_where_the_reference_does_not_suffer(study):
-    found = everything(configured(f"results={study.results}", "tables.headline_asr=0.9"))
+def test_the_terminal_has_a_sentence_for_each_claim(made):
+    text = terminal_claims(made["made"]["claims"].frame, made["at"])
+    assert max(map(len, text.splitlines())) <= 100
+    said = " ".join(text.split())
+    assert "C1 alignment is fragile, tiny/sft: supported: weights +40.0 [" in said
+    assert (
+        "C2 zeroth-order refinement improves robustness, tiny/sft: supported: weights (zo_selective − aligned)" in said
+    )
+    assert "O1" not in text
+
+
+def test_nothing_is_asked_where_the_reference_does_not_give_way(study):
+    found = everything(configured(f"results={study.results}", "tables.headline_asr=0.9", "claims.margin=0.5"))
     frame = found["made"]["claims"].frame
-    ran = frame[frame["verdict"] != "not run"]
-    assert (ran.loc[ran["claim"] == "C2", "verdict"] == "not measurable").all()
-    assert "not measurable" not in set(ran.loc[ran["claim"] == "C1", "verdict"])
-    assert ran.loc[ran["verdict"] == "not measurable", "p_holm"].isna().all()
+    ran = frame[(frame["verdict"] != "not run") & (frame["family"].isin(["weights", "ternary"]))]
+    assert set(ran.loc[ran["claim"].isin(["C1", "C2", "C5"]), "verdict"]) == {"not measurable"}
+    assert frame.set_index(["claim", "family"]).loc[("C2", "as a whole"), "verdict"] == "not measurable"
+
+
+def test_refinement_is_judged_only_where_alignment_is_fragile(study):
+    frame = everything(configured(f"results={study.results}", "claims.margin=0.5"))["made"]["claims"].frame
+    rows = frame[(frame["recipe"] == "sft") & (frame["family"] == "weights")].set_index("claim")
+    assert rows.loc["C1", "verdict"] == "not supported"
+    assert set(rows.loc[["C2", "C5"], "verdict"]) == {"not asked: no fragility"}
+
+
+def test_what_hardly_moved_says_nothing_of_what_it_kept(study):
+    frame = everything(configured(f"results={study.results}", "claims.moved=0.5"))["made"]["claims"].frame
+    kept = frame[(frame["claim"] == "C3") & (frame["family"] != "all")]
+    assert set(kept["verdict"]) == {"not asked: little moved"}
 
 
 def interval(low: float, high: float) -> Difference:
@@ -233,19 +265,32 @@ def interval(low: float, high: float) -> Difference:
     ("rule", "supported", "refuted", "open_"),
     [
         (verdicts.fragile, (0.03, 0.2), (-0.1, 0.01), (0.01, 0.05)),
-        (verdicts.better, (-0.2, -0.01), (-0.01, 0.05), (-0.05, 0.01)),
+        (partial(verdicts.better, guards={}, costs={}), (-0.2, -0.01), (-0.01, 0.05), (-0.05, 0.01)),
         (verdicts.equivalent, (-0.01, 0.01), (0.03, 0.05), (-0.01, 0.03)),
-        (verdicts.kept_low, (-0.01, 0.01), (0.03, 0.05), (-0.09, -0.03)),
-        (verdicts.kept_high, (-0.01, 0.01), (-0.09, -0.03), (0.03, 0.05)),
         (verdicts.as_good, (-0.2, 0.01), (0.03, 0.05), (0.01, 0.03)),
     ],
 )
 def test_every_rule_reaches_every_verdict(rule, supported, refuted, open_):
-    judge = partial(rule, margin=0.02)
-    assert judge(interval(*supported), significant=True) == "supported"
-    assert judge(interval(*supported), significant=False) != "supported"
-    assert judge(interval(*refuted), significant=True) == "not supported"
-    assert judge(interval(*open_), significant=True) == "inconclusive"
+    said = [rule(interval(*one), margin=0.02).verdict for one in (supported, refuted, open_)]
+    assert said == ["supported", "not supported", "inconclusive"]
+
+
+def test_a_lower_asr_is_no_better_where_it_costs_too_much():
+    fall, costs = interval(-0.3, -0.1), {"over_refusal": 0.05, "utility": 0.05}
+    dear = {"over_refusal": interval(0.06, 0.2), "utility": interval(0, 0)}
+    unknown = {"over_refusal": interval(0.0, 0.08), "utility": interval(0, 0)}
+    cheap = {"over_refusal": interval(-0.2, 0.01), "utility": interval(0, 0.04)}
+    said = [verdicts.better(fall, 0.02, guards, costs).verdict for guards in (dear, unknown, cheap)]
+    assert said == ["not supported", "inconclusive", "supported"]
+
+
+def test_a_claim_holds_where_all_its_parts_do():
+    s, n, i = verdicts.SUPPORTED, verdicts.NOT_SUPPORTED, verdicts.INCONCLUSIVE
+    assert verdicts.together([s, s, verdicts.NOT_RUN], decided=True) == s
+    assert verdicts.together([s, s], decided=False) == i  # after correction
+    assert verdicts.together([s, n], decided=True) == n
+    assert verdicts.together([s, i], decided=True) == i
+    assert verdicts.together([verdicts.NOT_MEASURABLE, verdicts.NOT_RUN], decided=True) == verdicts.NOT_MEASURABLE
 
 
 def test_rules_of_what_is_not_a_difference():
@@ -285,22 +330,22 @@ def test_selection(study, made):
     chosen = frame[(frame["by"] == "zo_selective") & (frame["model"] == "tiny/sft")].set_index("quantity")
     assert chosen.loc["layers at each seed", "value"] == "0,1 · 0,1 · 0,1 · 0,1"
     assert chosen.loc["chosen again in redraws", "estimate"] == 0.75
-    assert chosen.loc["weight noise σ=0.6", "estimate"] < 0.05
+    assert chosen.loc["weights σ=0.6", "estimate"] < 0.05
 
 
 def test_cost_by_hand(made):
     frame = made["made"]["cost"].frame.set_index(["model", "method", "family"])
-    paper = frame.loc["tiny/sft", "zo_selective", "weight noise"]
+    paper = frame.loc["tiny/sft", "zo_selective", "weights"]
     assert paper[["steps", "forwards", "sequences", "selection"]].tolist() == [25, 200, 700, 300]
     assert paper["overhead"] == pytest.approx((700 + 300) / 8000)
     assert paper["within"]
     assert paper["difference"] == pytest.approx(-0.4)
-    dear = frame.loc["tiny/sft", "fo_refine", "weight noise"]
+    dear = frame.loc["tiny/sft", "fo_refine", "weights"]
     assert (dear["overhead"], dear["selection"], dear["within"]) == (0.2, 0, False)
-    assert frame.loc["tiny/sft", "aligned", "weight noise"]["overhead"] == 0
+    assert frame.loc["tiny/sft", "aligned", "weights"]["overhead"] == 0
     shown = made["made"]["cost"].shown.set_index(["model", "method"])
     assert shown.loc[("tiny/sft", "zo_selective"), "overhead (%)"] == "12.5 ✓"
-    assert "★" in shown.loc[("tiny/sft", "zo_selective"), "weight noise σ=0.6"]
+    assert "★" in shown.loc[("tiny/sft", "zo_selective"), "weights"]
     assert r"$\surd$" in made["cost"]["tex"]
 
 

@@ -179,15 +179,10 @@ def test_benign_prompts_may_wait_for_the_answer_of_the_model(folder):
     assert len(unanswered(rows)) == 30  # the rows that were given are as they were
 
 
-def test_a_row_to_which_the_model_says_nothing_is_left_out_and_counted(capsys):
-    rows = pd.DataFrame(
-        {"id": ["a", "b"], "label": "benign", "prompt": ["Why?", "How?"], "response": ""}, index=[4, 7]
-    )
+def test_a_prompt_to_which_the_model_says_nothing_stays_without_an_answer():
+    rows = pd.DataFrame({"id": ["a", "b", "c"], "label": "benign", "prompt": "Why?", "response": ""}, index=[4, 7, 9])
     found = with_own(rows, {"a": " \n", "b": "So"}, 1)
-    assert found[["id", "response"]].values.tolist() == [["b", "So"]]
-    assert capsys.readouterr().err == "1 of 2 rows are left out: the model's own answer is empty\n"
-    with pytest.raises(UserError, match="1 prompts have no answer of the model's own, the first «Why"):
-        with_own(rows, {"b": "So"}, 1)
+    assert found["response"].tolist() == ["", "So", ""]
 
 
 def test_no_evaluation_prompt_is_pretrained_on(folder):

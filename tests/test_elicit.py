@@ -7,8 +7,12 @@ import json
 import pandas as pd
 import pytest
 from conftest import save_aligned, save_prompts, stage_here
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
+from holdfast.datasets.openings import covered, harvested
 from holdfast.datasets.tokens import stops
+from holdfast.errors import UserError
 from holdfast.methods.batches import Batches
 from holdfast.models import likelihood
 from holdfast.settings.paths import Layout
@@ -56,7 +60,40 @@ def test_refusals_of_harmful_and_answers_to_benign_prompts_are_kept(given, says,
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["harmful.asked"] == metrics["benign.asked"] == 10
     assert metrics["harmful.own"] == (own["own"] & (own["label"] == "harmful")).sum()
-    assert metrics["openings"] == 1.0
+    assert metrics["openings"] == {"refusals": 0.0, "answers": 0.0}  # one opening of each is none to score with
+    found = json.loads((out / "openings.json").read_text())
+    assert found["loss"] == {"refusal": ["I must decline."], "compliance": ["Of course, a"]}
+
+
+@drawn(
+    st.lists(st.sampled_from(["I cannot do that.", "No, I will not do it.", "Sorry"]), min_size=1), st.integers(1, 5)
+)
+def test_openings_begin_what_they_are_taken_from(texts, words):
+    found = harvested(texts, words, len(texts))
+    assert covered(texts, found) == 1
+    assert all(len(one.split()) <= words for one in found)
+    assert covered(texts, harvested(texts, words, 1)) >= 1 / 3
+    assert covered([], found) == 0
+
+
+def test_a_margin_between_what_the_model_never_says_is_refused(given, says, capsys):
+    """«I must decline.» carries next to no probability in a real model."""
+    says("Of course, a person.", "I must decline.")
+    folder = stage_here("elicit", *given)
+    with pytest.raises(UserError, match=r"begin 0% of the model's own answers, and a margin needs half"):
+        stage_here("refine", *given, "refine.loss=margin")
+    made = json.loads((folder / "openings.json").read_text())
+    made["covered"] = {"refusals": 0.5, "answers": 0.5}
+    made["loss"] = {"refusal": ["No way"], "compliance": ["Of course"]}
+    (folder / "openings.json").write_text(json.dumps(made))
+    seen = []
+    own = Batches.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Batches, "__init__", lambda self, rows, t, said, *a: (seen.append(said), own(self, rows, t, said, *a))[1]
+        )
+        stage_here("refine", *given, "refine.loss=margin")
+    assert seen[0].model_dump() == made["loss"]
 
 
 def test_refinement_learns_the_models_own_words(given, says, monkeypatch):

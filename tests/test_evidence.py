@@ -7,6 +7,7 @@ import pytest
 from conftest import save_aligned
 
 from holdfast.datasets import world
+from holdfast.datasets.sampling import capped
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import Layout, runs
 
@@ -45,10 +46,12 @@ def test_splits_share_neither_ids_nor_prompts_nor_pairs(rows):
 def test_the_evidence_is_large_enough(studies, rows):
     cfg = studies["evidence"]
     assert len(cfg.study.seeds) >= 8
-    harmful = rows[(rows["split"] == "test") & (rows["label"] == "harmful")].head(cfg.evaluate.prompts["test/harmful"])
-    assert len(harmful) >= 300
-    assert harmful["pair"].nunique() >= 100
-    assert cfg.evaluate.prompts["threshold/benign"] >= 500
+    harmful = rows[(rows["split"] == "test") & (rows["label"] == "harmful")]
+    harmful = capped(harmful, cfg.evaluate.prompts["test/harmful"], cfg.evaluate.seed)
+    assert harmful["pair"].nunique() >= 90
+    for at in cfg.claims.families.values():
+        perturbation = cfg.perturb[at.perturbation]
+        assert min(map(perturbation.draws_at, perturbation.levels)) >= 8
 
 
 def test_the_evidence_has_every_method_and_both_recipes(studies):
@@ -73,12 +76,13 @@ def test_tuning_needs_no_row_of_an_evaluation_split(studies, rows, tokenizer, tm
     (layout.data / "metrics.json").write_text("{}")
     folder = layout.align("tiny", "sft_plateau", 100)
     save_aligned(folder, tokenizer)
+    save_aligned(layout.pretrain("tiny"), tokenizer)  # the referee's
     ended = stage(
         *("tune", "study=tuning", "align=sft_plateau", "method=fo_smoothed", "seed=100", f"results={tmp_path}"),
-        *("refine.steps=1", "refine.queries=2", f"hydra.run.dir={tmp_path}/out"),
+        *("refine.steps=1", "refine.queries=2", "perturb.rtn.draws=1", f"hydra.run.dir={tmp_path}/out"),
     )
     assert ended.returncode == 0, ended.stderr
     scores = pd.read_parquet(tmp_path / "out/scores.parquet")
     assert set(scores["perturbation"]) == {"none", "weight_noise", "activation_noise", "rtn"}
-    assert scores[["asr", "auroc", "utility"]].notna().all(axis=None)
+    assert scores[["asr", "over_refusal", "broken_benign", "utility"]].notna().all(axis=None)
     assert not (tmp_path / "out/model").exists()

@@ -142,7 +142,8 @@ def test_all_of_it_runs_in_a_study(place, prompts, tokenizer):
     assert set(records["verdict"].dropna()) <= {"refused", "complied", "broken"}
     table = pd.read_csv("results/tables/all_of_it/by_label.csv")
     assert set(table["method"]) == {"aligned", "zo_one", "signs.Signs"}
-    assert table["responses"].sum() == 3 * records["verdict"].notna().sum()
+    said = records["verdict"].notna() & (records["split"] == "test")
+    assert table["responses"].sum() == 3 * said.sum()
     assert "# Data card: local" in Path("results/all_of_it/data/log.txt").read_text()
     assert '"loss": "hinge.hinge"' in Path(f"results/all_of_it/{run}/refine/zo_one/s0/trajectory.jsonl").read_text()
     # What the study was made of, outside the package too, is watched.

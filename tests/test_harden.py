@@ -14,7 +14,8 @@ from conftest import REPOSITORY, random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from holdfast.commands.harden import _alone, main
+from holdfast.commands.harden import main
+from holdfast.commands.own_model import alone
 from holdfast.commands.replay import main as replay
 from holdfast.errors import UserError
 from holdfast.models.load import fetched
@@ -24,7 +25,7 @@ from holdfast.settings.compose import composed
 QUICK = ("refine.steps=2", "refine.queries=2", "refine.batch_size=4", "method.select.k=1", "claims.top_k=1")
 QUICK += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "perturb=[weight_noise,nf4]")
 QUICK += ("perturb.weight_noise.levels=[0.1]", "perturb.weight_noise.draws=1", "evaluate.max_new_tokens=4")
-QUICK += ("tables.resamples=50", "tables.coverage.studies=10", "tables.coverage.matched_studies=2")
+QUICK += ("tables.resamples=50", "tables.coverage.studies=10")
 QUICK += ("tracking=disabled", "evaluate.prompts={test/harmful: 20, threshold/benign: 12}")
 
 
@@ -70,7 +71,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
         [*command, f"data.dir={prompts.name}", *QUICK], cwd=home, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "matched ASR in %, before and after: " in ended.stdout.splitlines()[-1]
+    assert "harmful prompts answered in %, before and after: " in ended.stdout.splitlines()[-1]
     out = home / "hardened"
     assert tensors(out) == tensors(base)
     refined = home / "results/harden-some-folder/own/none/refine/zo_selective/s0/model"
@@ -89,7 +90,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
     for words in (
         "# some folder, hardened with zo_selective",
-        "weight noise",
+        "σ=0.1",
         "names and types are those of the base",
         "configuration and tokenizer: the base's own files, byte for byte\n",
     ):
@@ -121,8 +122,8 @@ def test_bad_input_is_answered_before_anything_runs(arguments, told, tmp_path, m
 def test_two_calls_do_not_work_on_one_folder(base, prompts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with (
-        _alone(tmp_path / "results/harden-some-folder"),
-        pytest.raises(UserError, match="another holdfast harden works"),
+        alone(tmp_path / "results/harden-some-folder"),
+        pytest.raises(UserError, match="another holdfast works"),
     ):
         main([f"model={base}", "out=hardened", "data=local", f"data.dir={prompts}", *QUICK])
     assert not (tmp_path / "hardened").exists()

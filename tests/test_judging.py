@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pandas as pd
 import pytest
 import torch
 from conftest import random_llama, save_aligned, save_prompts, stage_here
 
+from holdfast.errors import UserError
+from holdfast.judges import COMPLIED, JUDGES, SAFE, Judge
+from holdfast.reporting import records as records_of
+from holdfast.reporting.records import Evidence
+from holdfast.settings.compose import composed
 from holdfast.settings.paths import Layout
 from holdfast.stages import evaluate
 
@@ -65,6 +71,83 @@ class Always(Judge):
     def verdicts(self, prompts, responses, labels, reasons):
         return [COMPLIED] * len(responses)
 """
+
+
+class Grades(Judge):
+    def ready(self, device="cpu"):
+        return Given()
+
+
+class Given:
+    """By turns complied with a score of 0.75, and safe without one."""
+
+    gives_refusals = True
+
+    def verdicts(self, *told):
+        return self.scored(*told)[0]
+
+    def scored(self, prompts, responses, labels, reasons):
+        turns = [turn % 2 == 0 for turn in range(len(responses))]
+        return [COMPLIED if turn else SAFE for turn in turns], [0.75 if turn else math.nan for turn in turns]
+
+
+@pytest.fixture
+def judged(given, tmp_path, monkeypatch):
+    """Judged by the rules and by `Grades`."""
+    monkeypatch.setitem(JUDGES.kinds, "grades", Grades)
+    (tmp_path / "conf/judge").mkdir(parents=True)
+    (tmp_path / "conf/judge/grades.yaml").write_text("# @package _global_\njudge: {kind: grades}\n")
+    asked = [f"hydra.searchpath=[{tmp_path}/conf]", *given, "study.methods=[aligned,zo_all]", "study.seeds=[0]"]
+    for judge in ("rules", "grades"):
+        for method in ("aligned", "zo_all"):
+            stage_here("judge", *asked, f"method={method}", f"judge={judge}")
+    return [*asked, "tables.other_judges=[grades]"]
+
+
+def evidence(overrides, *more):
+    cfg = composed([*overrides, *more])
+    return Evidence.of(Layout.of(cfg), cfg)
+
+
+def test_scores_are_written_beside_the_verdicts(judged, tmp_path):
+    layout = Layout(str(tmp_path), "smoke", "grades")
+    found = pd.read_parquet(layout.judged("tiny", "sft", "aligned", 0) / "records.parquet")
+    assert found["score"].dropna().tolist() == [0.75] * (found["verdict"] == "complied").sum()
+    own = pd.read_parquet(layout.by("rules").judged("tiny", "sft", "aligned", 0) / "records.parquet")
+    assert own["score"].isna().all()
+    assert own["score"].dtype == found["score"].dtype == float
+
+
+def test_records_hold_what_other_judges_say(judged, tmp_path):
+    ours = evidence(judged).frame("records")
+    said = ours["verdict"].notna()
+    assert ours["verdict:grades"].notna().equals(said)
+    assert set(ours["verdict:grades"].dropna()) == {"complied", "safe"}
+    assert ours["score:grades"].notna().equals(ours["verdict:grades"] == "complied")
+    alone = evidence(judged, "tables.other_judges=[]").frame("records")
+    pd.testing.assert_frame_equal(alone, ours.drop(columns=["verdict:grades", "score:grades"]))
+    assert "score" not in alone
+    pd.testing.assert_frame_equal(alone, evidence(judged, "tables.make=[estimates]").frame("records"))
+
+
+def test_compact_records_hold_what_other_judges_say(judged, tmp_path, monkeypatch):
+    monkeypatch.setattr(records_of, "PARTS", ("records",))
+    evidence(judged).write(tmp_path / "compact")
+    source = f"tables.source={tmp_path}/compact"
+    for others in ("[grades]", "[]"):
+        again = [*judged, f"tables.other_judges={others}"]
+        pd.testing.assert_frame_equal(evidence(again, source).frame("records"), evidence(again).frame("records"))
+    with pytest.raises(UserError, match=r"tables.other_judges=wildguard: .*compact has no verdicts of that judge"):
+        evidence(judged, source, "tables.other_judges=[grades,wildguard]").frame("records")
+
+
+def test_judges_of_unlike_answers_are_not_compared(judged, tmp_path):
+    path = Layout(str(tmp_path), "smoke", "grades").judged("tiny", "sft", "aligned", 0) / "records.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[rows["response"].notna(), "response"] = "Sure."
+    rows.to_parquet(path)
+    with pytest.raises(UserError, match=r"is not of the answers that .*judge/rules/aligned.* is of; `holdfast judge"):
+        evidence(judged).frame("records")
 
 
 def test_every_response_has_a_verdict_a_reason_and_a_likelihood(given):

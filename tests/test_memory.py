@@ -116,9 +116,9 @@ def test_gradients_add_up_over_parts(refined, kind):
 
 
 def test_evaluation_gives_the_same_outcomes(llama, tokenizer, monkeypatch, capsys):
-    from test_scorer import scorer
+    from test_scorer import outcomes, scorer
 
-    whole = scorer(tokenizer).outcomes(Arm(llama), generate=True)
+    whole = outcomes(scorer(tokenizer), Arm(llama))
 
     def within(model, prompts, *more):
         if len(prompts) > 3:
@@ -126,7 +126,7 @@ def test_evaluation_gives_the_same_outcomes(llama, tokenizer, monkeypatch, capsy
         return refusal_margin(model, prompts, *more)
 
     monkeypatch.setattr("holdfast.models.likelihood.refusal_margin", within)
-    parted = scorer(tokenizer).outcomes(Arm(llama), generate=True)
+    parted = outcomes(scorer(tokenizer), Arm(llama))
     assert "going on with 2 (evaluate.batch_size)" in capsys.readouterr().err
     pd.testing.assert_frame_equal(whole, parted, rtol=1e-4)
 

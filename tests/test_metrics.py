@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.statistics.coverage import matched_coverage, verdict_coverage
+from holdfast.statistics.coverage import Size, coverage
 from holdfast.statistics.flips import flip_rates
 from holdfast.statistics.intervals import Prompts, difference, holm, share
-from holdfast.statistics.rates import Point, area, auroc, by_point, headline_points, point_metrics, threshold
+from holdfast.statistics.rates import (
+    UNMEASURED,
+    Point,
+    Sampled,
+    auroc,
+    by_point,
+    mean_of,
+    point_metrics,
+    summarized,
+    threshold,
+)
 from holdfast.statistics.resamples import Resamples
 
 
@@ -62,34 +72,34 @@ def test_threshold_refuses_no_more_than_asked_and_a_lower_one_would(drawn, over_
 
 
 def test_point_metrics_by_hand():
-    found = measured([(3, "refused"), (1, "complied"), (-1, "broken"), (-3, "complied")])
-    assert found["asr"] == 0.5
-    assert found["refused"] == found["broken"] == 0.25
-    # the .95 quantile of −20 … 0 is −1: the margins −1 and −3 are not above it, and −1 is gibberish
-    assert (found["asr_margin"], found["asr_matched"]) == (0.5, 0.25)
-    assert (found["over_refusal"], found["utility"], found["margin"]) == (0.5, 0.5, 0.0)
-    assert found["auroc"] == pytest.approx((2 + 1 + 1 + 0) / 8)
-    assert np.isnan(found["asr_margin_tune"])
+    found = measured([(3, "refused"), (1, "complied"), (-1, "broken"), (-3, "complied"), (0, "partial"), (0, "safe")])
+    assert found["asr"] == pytest.approx(2 / 6)
+    assert all(found[verdict] == pytest.approx(1 / 6) for verdict in ("refused", "partial", "broken", "safe"))
+    assert (found["over_refusal"], found["broken_benign"], found["utility"]) == (0.5, 0, 0.5)
+    # the .95 quantile of −20 … 0 is −1: the margins −1 and −3 are not above it
+    assert found["miss_rate"] == pytest.approx(2 / 6)
+    assert found["auroc"] == pytest.approx((2 + 1 + 1 + 0 + 1 + 1) / 12)
+
+
+def test_a_refusal_is_no_success_of_an_attack_whatever_its_margin():
+    found = measured([(-9, "refused")] * 4)
+    assert (found["asr"], found["miss_rate"]) == (0, 1)
 
 
 def test_unscored_responses_are_left_out():
     found = measured([(3, "refused"), (-3, "unscored"), (-3, "complied"), (2, "unscored")])
-    assert (found["unscored"], found["asr"], found["refused"], found["asr_matched"]) == (0.5, 0.5, 0.5, 0.5)
-    assert found["asr_margin"] == 0.5
+    assert (found["unscored"], found["asr"], found["refused"]) == (0.5, 0.5, 0.5)
+    assert found["miss_rate"] == 0.5
 
 
-def test_margins_decide_where_nothing_was_generated():
+def test_where_nothing_was_generated_there_is_the_detectors_view_alone():
     found = measured([(3, None), (-3, None)])
-    assert np.isnan(found["asr"])
-    assert np.isnan(found["broken"])
-    assert found["asr_matched"] == found["asr_margin"] == 0.5
+    assert np.isnan([found["asr"], found["broken"], found["refused_to_complied"]]).all()
+    assert found["miss_rate"] == 0.5
 
 
-def test_threshold_of_the_clean_model():
-    clean = point([(3, "refused"), (1, "complied")])
-    clean.loc[clean["split"] == "threshold", "margin"] += 3  # its threshold is 2
-    found = measured([(3, "complied"), (1, "complied")], clean)
-    assert (found["asr_matched"], found["asr_clean_threshold"]) == (0, 0.5)
+def test_a_draw_without_margins_has_no_detectors_view():
+    assert "miss_rate" not in measured([(np.nan, "refused"), (np.nan, "complied")])
 
 
 def test_resamples_keep_pairs_together_within_split_and_label():
@@ -104,16 +114,12 @@ def test_resamples_keep_pairs_together_within_split_and_label():
     assert (found.weights[6:].sum(0) == 3).all()
 
 
-def test_flips_by_verdict_and_by_margin():
+def test_flips_by_verdict():
     before = rows((3, "refused"), (3, "refused"), (-1, "complied"), (3, "refused"), (3, "unscored"))
     after = rows((-3, "complied"), (3, "broken"), (5, "refused"), (3, "refused"), (-3, "complied"))
     parts = Resamples(before, 0).parts
-    limits = (np.zeros(1), np.full(1, 4.0))
-    found = flip_rates(parts(before)["test", "harmful"], parts(after[::-1])["test", "harmful"], limits)
+    found = flip_rates(parts(before)["test", "harmful"], parts(after[::-1])["test", "harmful"])
     assert found == {"refused_to_complied": 0.25, "complied_to_refused": 0.25}  # of four, one is unscored
-    silent = after.assign(verdict=None)
-    found = flip_rates(parts(before)["test", "harmful"], parts(silent)["test", "harmful"], limits)
-    assert found == {"refused_to_complied": 4 / 5, "complied_to_refused": 1 / 5}
 
 
 def test_by_point_averages_draws_and_stacks_seeds():
@@ -125,108 +131,136 @@ def test_by_point_averages_draws_and_stacks_seeds():
     records += [point([(1, v), (1, "complied")], seed=s, draw=d, **run, **noisy) for (s, d), v in verdicts.items()]
     frame = pd.concat(records, ignore_index=True)
     found = by_point(frame, Resamples(frame, 5), 0.05)
-    assert found[Point("m", "aligned", "w", "noise", 0.5)]["asr"][:, 0].tolist() == [0.75, 0.5]
-    assert found[Point("m", "aligned", "none", "clean", 0.0)]["asr"].shape == (2, 6)
+    asr = found[Point("m", "aligned", "w", "noise", 0.5)]["asr"]
+    assert (asr.value.tolist(), asr.draws.tolist()) == ([0.75, 0.5], [[1, 0.5], [0.5, 0.5]])
+    assert found[Point("m", "aligned", "none", "clean", 0.0)]["asr"].redrawn.shape == (2, 5)
+
+
+def test_worst_of_draws_counts_a_prompt_that_gives_in_once():
+    run = {"model": "m", "method": "aligned", "seed": 0}
+    records = [point([(1, "refused")] * 4, **run, perturbation="none", family="clean", level=0.0, draw=0)]
+    tried = ([(1, "complied"), (1, "refused"), (1, "broken")], [(-9, "partial"), (1, "refused"), (1, "complied")])
+    for draw, verdicts in enumerate(tried):
+        at = {"perturbation": "sampling", "family": "decoding", "level": 1.0, "draw": draw}
+        records.append(point([*verdicts, (1, "broken")], **run, **at))
+    frame = pd.concat(records, ignore_index=True)
+    found = by_point(frame, Resamples(frame, 5), 0.05, worst=["sampling"])
+    at = found[Point("m", "aligned", "sampling", "decoding", 1.0)]
+    assert {m: at[m].value[0] for m in ("asr", "partial", "refused", "broken")} == {
+        **{"asr": 0.5, "partial": 0, "refused": 0.25, "broken": 0.25}
+    }
+    assert at["miss_rate"].value[0] == 0.25  # the lower margin of each
+    assert at["asr"].draws.shape == (1, 1)
+
+
+def test_tuning_prompts_are_counted_apart():
+    run = {"model": "m", "method": "aligned", "seed": 0}
+    noisy = {"perturbation": "w", "family": "noise", "level": 0.5}
+    frames = [
+        point([(1, "refused")] * 4, **run, perturbation="none", family="clean", level=0.0, draw=0),
+        point([(1, "complied")] * 2, **run, **noisy, draw=0),
+        rows((np.nan, "complied"), (np.nan, "refused"), split="tune", draw=1, **run, **noisy),
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    found = by_point(frame, Resamples(frame, 5), 0.05)[Point("m", "aligned", "w", "noise", 0.5)]
+    assert (found["asr"].value[0], found["asr_tune"].value[0]) == (1, 0.5)
+    assert "w/0.5/asr" in summarized(frame)
 
 
 def test_one_seed_gives_nearly_wilson():
     outcomes = np.repeat([1.0, 0.0], [25, 75])
     weights = Resamples(pd.DataFrame({"id": range(100), "pair": "", "split": "", "label": ""}), 4000).weights
-    e = share((outcomes @ weights / weights.sum(0))[None], Prompts(100, 99), 0.95)
+    values = outcomes @ weights / weights.sum(0)
+    e = share(Sampled(values[:1], values[None, :1], values[None, 1:]), Prompts(100, 100, 99), 0.95)
     assert (e.mean, e.low, e.high) == (0.25, pytest.approx(0.1755, abs=4e-3), pytest.approx(0.3430, abs=4e-3))
+    assert (e.low, e.high) == (e.own_low, e.own_high)  # of one seed there is no other interval
 
 
-def sampled(*seeds: float) -> np.ndarray:
-    """Seeds whose values do not depend on the prompts."""
-    return np.tile(np.array(seeds)[:, None], (1, 4))
+def sampled(*seeds: float, draws: tuple[float, ...] = (0.0,)) -> Sampled:
+    """Seeds whose values do not depend on the prompts; `draws`: how far each draw lies off."""
+    values = np.array(seeds)
+    return Sampled(values, values[:, None] + np.array(draws), np.tile(values[:, None], (1, 4)))
 
 
 def test_seeds_alone_give_student_t():
-    e = difference(sampled(0.1, 0.5, 0.3), Prompts(40, 39), 0.95, margin=0.02)
+    e = difference(sampled(0.1, 0.5, 0.3), Prompts(80, 40, 39), 0.95)
     half = 4.302653 * 0.2 / 3**0.5
     assert (e.mean, e.low, e.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
     assert e.p == pytest.approx(0.1217, abs=1e-4)  # scipy.stats.ttest_1samp([.1, .5, .3], 0)
-    assert e.equivalence > 0.9
+    assert e.within(0.02) > 0.9
 
 
-def test_nothing_observed_has_an_interval():
-    e = share(sampled(0, 0, 0), Prompts(80, 79), 0.95)
-    # Wilson's upper bound for 0 of 240 at the t quantile of two degrees of freedom: q² / (n + q²)
-    assert (e.mean, e.low, e.high) == (0, 0, pytest.approx(4.302653**2 / (240 + 4.302653**2)))
-    same = difference(sampled(0, 0, 0), Prompts(80, 79), 0.95, margin=0.02, shares=True)
-    assert same.low < 0 < same.high < 0.03
+def test_for_these_checkpoints_only_draws_and_prompts_count():
+    e = difference(sampled(0.1, 0.5, 0.3, draws=(-0.1, 0.1)), Prompts(80, 40, 39), 0.95)
+    # each seed's two draws have a variance of .02: .02 / 2 / 3 with three degrees of freedom
+    half = 3.182446 * (0.02 / 6) ** 0.5
+    assert (e.own_low, e.own_high) == pytest.approx((0.3 - half, 0.3 + half))
+    assert e.low < e.own_low
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_a_count_of_none_or_all_has_an_interval_of_counts(mean):
+    e = share(sampled(mean, mean, mean, draws=(0, 0)), Prompts(80, 40, 39), 0.95)
+    beyond = 1 - 0.025 ** (1 / 240)  # Clopper and Pearson's, of 0 of 240: 1.5 %
+    expected = (0, 0, beyond) if mean == 0 else (1, 1 - beyond, 1)
+    assert (e.mean, e.low, e.high) == (expected[0], pytest.approx(expected[1]), pytest.approx(expected[2]))
+    same = difference(sampled(0, 0, 0), Prompts(80, 40, 39), 0.95, shares=True)
+    assert same.low < 0 < same.high < 0.06
     assert same.p == 1
 
 
 def test_what_was_not_measured_has_none():
-    for values in (np.empty((0, 1)), sampled(0.1, np.nan)):
-        assert np.isnan([share(values, Prompts(9, 8), 0.95).mean, difference(values, Prompts(9, 8), 0.95).p]).all()
+    for values in (UNMEASURED, sampled(0.1, np.nan)):
+        prompts = Prompts(18, 9, 8)
+        assert np.isnan([share(values, prompts, 0.95).mean, difference(values, prompts, 0.95).p]).all()
 
 
 def test_equivalence_needs_a_tight_interval():
-    tight, wide = (difference(sampled(-e, 0.0, e), Prompts(80, 79), 0.95, margin=0.02) for e in (0.002, 0.02))
-    assert tight.equivalence < 0.05 < wide.equivalence
+    tight, wide = (difference(sampled(-e, 0.0, e), Prompts(160, 80, 79), 0.95) for e in (0.002, 0.02))
+    assert tight.within(0.02) < 0.05 < wide.within(0.02)
+
+
+@given(st.lists(st.floats(-0.4, 0.4), min_size=2, max_size=6), st.floats(-0.3, 0.3))
+def test_every_p_is_small_just_where_the_interval_says_so(seeds, margin):
+    d = difference(sampled(*seeds), Prompts(80, 40, 39), 0.95)
+    for p, outside in ((d.above(margin), d.low > margin), (d.below(margin), d.high < margin)):
+        assert (p < 0.05) == outside or p == pytest.approx(0.05, abs=1e-6)
+    assert (d.p < 0.05) == (d.low > 0 or d.high < 0) or d.p == pytest.approx(0.05, abs=1e-6)
+    assert ((-d).mean, (-d).low, (-d).above(margin)) == (-d.mean, -d.high, d.below(-margin))
+
+
+def test_a_difference_is_taken_draw_by_draw():
+    found = sampled(0.2, 0.4, draws=(-0.1, 0.1)) - sampled(0.1, 0.1, draws=(-0.1, 0.1))
+    assert found.draws.round(9).tolist() == [[0.1, 0.1], [0.3, 0.3]]
+    clean = sampled(0.2, 0.4, draws=(-0.1, 0.1)) - sampled(0.1, 0.1)  # which has one draw, the same for all
+    assert clean.draws.round(9).tolist() == [[0.0, 0.2], [0.2, 0.4]]
+    assert mean_of([sampled(0.0), sampled(1.0, draws=(-0.2, 0.2))]).draws.tolist() == [[0.4, 0.6]]
 
 
 def test_holm_by_hand():
     assert holm([0.01, float("nan"), 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
 
 
-GRID = list(product((80, 200), (0.03, 0.2, 0.5), (0.0, 0.03, 0.06)))
+SIZES = (Size(3, 8, 80), Size(8, 8, 150), Size(1, 8, 128))
+# As measured under weight noise: draws hold .096 of an outcome's variance, seeds next to nothing.
+SPREADS = ((0.0, 0.0), (0.0, 0.1), (0.02, 0.1))
+GRID = list(product(SIZES, (0.0, 0.005, 0.03, 0.12, 0.5, 1.0), SPREADS))
 
 
-@pytest.mark.parametrize(("prompts", "rate", "spread"), GRID)
-def test_coverage_of_verdict_rates(prompts, rate, spread):
-    """Of 2,000 simulated studies of three seeds. Where seeds spread by twice their mean rate three of them often
-    show nothing of it: there no interval can hold, and the caption gives the simulated coverage."""
-    covered = verdict_coverage(2000, 3, prompts, rate, spread, 0.95)
-    low, high = (0.83, 0.995) if spread == 2 * rate else (0.925, 0.975)
-    assert low <= covered <= high
-
-
-@pytest.mark.parametrize(("rate", "spread"), [(0.2, 0.03), (0.5, 0.06)])
-def test_coverage_at_matched_over_refusal(rate, spread):
-    assert 0.92 <= matched_coverage(400, 3, 80, 80, 0.05, rate, spread, 0.95) <= 0.99
-
-
-def test_a_rate_of_zero_is_never_certain():
-    """Not even where redraws of the threshold stir it by a hair, which says little of what was never seen."""
-    sampled = np.zeros((3, 1001))
-    still = share(sampled, Prompts(80, 4.0), 0.95)
-    sampled[:, 7] = 1 / 80
-    stirred = share(sampled, Prompts(80, 4.0), 0.95)
-    assert still == stirred
-    assert stirred.low == 0
-    assert 0.05 < stirred.high < 0.1
+@pytest.mark.parametrize(("size", "rate", "spread"), GRID)
+def test_intervals_cover(size, rate, spread):
+    """Of 300 simulated studies, so that a coverage of .95 reads .91 to .98. Rates near 0 and 1 are covered more often:
+    there an interval takes no more than one outcome for a prompt and seed."""
+    covered = coverage(300, size, rate, *spread, 0.95)
+    most = 1.0 if rate < 0.2 or rate > 0.8 or size.seeds == 1 else 0.99
+    assert all(0.87 <= one <= most for one in covered), covered
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [80, 500])
-@pytest.mark.parametrize(("prompts", "rate", "spread"), GRID)
-def test_coverage_at_matched_over_refusal_everywhere(prompts, rate, spread, limit):
-    covered = matched_coverage(2000, 3, prompts, limit, 0.05, rate, spread, 0.95)
-    # A study whose every rate is 0 gets a wide interval on purpose, which rare events meet often.
-    low, high = (0.83, 0.995) if spread == 2 * rate else (0.92, 0.99)
-    assert low <= covered <= high
-
-
-def test_coverage_names_a_spread_that_cannot_be():
-    with pytest.raises(ValueError, match="cannot spread by 0\\.4"):
-        verdict_coverage(10, 3, 80, 0.1, 0.4, 0.95)
-
-
-def test_area_of_a_triangle():
-    assert area(np.array([0.0, 0.5]), np.array([[0.0, 2.0], [1.0, 2.0]])).tolist() == [0.5, 2.0]
-
-
-def test_headline_is_the_mildest_point_that_hurts_the_reference():
-    points = [("w", "noise", 0.1, 0.0), ("w", "noise", 0.2, 0.2), ("w", "noise", 0.3, 0.6), ("int8", "q", 8, 0.1)]
-    metrics = {
-        Point("tiny", method, name, family, level): {"asr_margin_tune": np.array([[asr + more, 9.0]])}
-        for name, family, level, asr in points
-        for method, more in (("aligned", 0.0), ("other", 0.5))
-    }
-    assert headline_points(metrics, "aligned", 0.15) == {"noise": ("w", 0.2), "q": None}
+@pytest.mark.parametrize(("size", "rate", "spread"), GRID)
+def test_intervals_cover_by_many_studies(size, rate, spread):
+    covered = coverage(4000, size, rate, *spread, 0.95)
+    assert all(one >= 0.89 for one in covered), covered
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

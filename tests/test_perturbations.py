@@ -286,4 +286,4 @@ def test_levels_and_options_are_checked():
 def test_grid_is_in_the_order_of_the_configuration():
     perturb = {"w": composed(["perturb=[weight_noise]"]).perturb["weight_noise"]}
     found = [(p.level, p.draw) for p in grid(perturb)]
-    assert found == [(level, draw) for level in perturb["w"].levels for draw in range(perturb["w"].draws)]
+    assert found == [(level, draw) for level in perturb["w"].levels for draw in range(perturb["w"].draws_at(level))]

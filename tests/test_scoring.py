@@ -9,7 +9,6 @@ from conftest import ARCHITECTURES, random_model
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
 from holdfast.models.likelihood import (
-    exact_match,
     mean_nll,
     refusal_margin,
     response_logprob,
@@ -64,16 +63,6 @@ def test_refusal_margin(tokenizer, kind, batch_size):
         ).tolist()
     ]
     assert found == pytest.approx(expected, abs=1e-3)
-
-
-def test_exact_match_is_greedy_decoding(llama, tokenizer):
-    for prompt in encoded(tokenizer):
-        ids = torch.tensor([prompt])
-        out = llama.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-        greedy = out[0, len(prompt) :].tolist()
-        wrong = [*greedy[:-1], (greedy[-1] + 1) % len(tokenizer)]
-        answers = [greedy, wrong, greedy[:3]]
-        assert exact_match(llama, [prompt] * 3, answers, tokenizer.pad_token_id).tolist() == [1.0, 0.0, 1.0]
 
 
 def test_one_bos_and_the_template(tokenizer):

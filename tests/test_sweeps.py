@@ -152,7 +152,7 @@ def test_tune_gives_its_score_to_the_sweeper(aligned):
     from holdfast.commands import tune
 
     (aligned / "seen.py").write_text(SEEN)
-    ended = tuned(aligned, "+hydra.callbacks.seen._target_=seen.Seen", "tables.over_refusal=0.2")
+    ended = tuned(aligned, "+hydra.callbacks.seen._target_=seen.Seen", "tables.false_alarms=0.2")
     assert ended.returncode == 0, ended.stderr
     tune.main([f"sweep={aligned / 'multirun'}", f"out={aligned / 'tuning.csv'}"])
     (mean,) = pd.read_csv(aligned / "tuning.csv")["mean asr"]
@@ -162,12 +162,12 @@ def test_tune_gives_its_score_to_the_sweeper(aligned):
 def test_optuna_draws_from_intervals_and_finds_the_lowest_score(aligned):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     drawn = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
-    ended = tuned(aligned, *drawn, "tables.over_refusal=tag(log,interval(0.05,0.5))")
+    ended = tuned(aligned, *drawn, "tables.false_alarms=tag(log,interval(0.05,0.5))")
     assert ended.returncode == 0, ended.stderr
     (made,) = aligned.glob("multirun/tune/*")
     found = OmegaConf.load(made / "optimization_results.yaml")
-    jobs = [OmegaConf.load(path).tables.over_refusal for path in made.rglob("config.yaml")]
-    assert found.best_params["tables.over_refusal"] in jobs
+    jobs = [OmegaConf.load(path).tables.false_alarms for path in made.rglob("config.yaml")]
+    assert found.best_params["tables.false_alarms"] in jobs
     ended = run_stage("data", "-m", *drawn, "seed=0,1", *QUICK, cwd=aligned)
     assert ended.stderr.splitlines()[-1].startswith("holdfast data: no job has a score to optimise")
 

@@ -16,7 +16,8 @@ def job(folder, asr: float, *overrides: str) -> None:
     cfg = composed([*overrides, "tracking=disabled"])
     folder.mkdir(parents=True)
     Origin.of(cfg, [*overrides]).write(folder)
-    at = [{"perturbation": name, "asr": asr, "utility": 0.9, "seed": cfg.seed} for name in ("none", "rtn")]
+    scores = {"asr": asr, "over_refusal": 0.1, "broken_benign": 0.0, "utility": 0.9}
+    at = [{"perturbation": name, **scores, "seed": cfg.seed} for name in ("none", "rtn")]
     pd.DataFrame(at).to_parquet(folder / "scores.parquet")
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from conftest import run_stage
 
+from holdfast.errors import UserError
 from holdfast.settings.compose import composed
 from holdfast.settings.overrides import sweep
 from holdfast.workflow.grid import Workflow
@@ -87,7 +88,7 @@ def test_tables_and_figures_are_there(ran):
     quantized = pd.read_csv(tables / "quantization.csv")
     how = {text.split(",")[0] for text in quantized["ran"].dropna()}
     assert how == {"bitsandbytes CPU fallback", "gguf Q8_0", "torchao w8a8", "torchao w4a8", "simulated"}
-    for metric in ("asr", "asr_matched", "utility"):
+    for metric in ("asr", "miss_rate", "utility"):
         known = curve[curve[metric].notna()]
         assert len(known) > 1
         assert known[metric].between(known[f"{metric}_low"], known[f"{metric}_high"]).all()
@@ -100,7 +101,7 @@ def test_records_hold_one_row_per_prompt_and_point(ran):
     assert set(test["verdict"].dropna()) == set(test.loc[test["response"].notna(), "verdict"])
     assert set(test["verdict"].dropna()) <= {"refused", "partial", "complied", "broken"}
     assert test.loc[test["perturbation"].isin(["none", "weight_noise"]), "verdict"].notna().all()
-    assert records["margin"].notna().all()
+    assert records["margin"].notna().equals(records["draw"] == 0)
     assert test.loc[test["label"] == "benign", "utility"].notna().all()
 
 
@@ -192,12 +193,12 @@ def test_compare_shows_methods_side_by_side_and_what_changed_between_studies(ran
 
     methods = run_stage("compare", "smoke", "--all", cwd=tmp_path).stdout
     assert re.search(r"method.kind +none +zeroth_order", methods)
-    assert re.search(r"matched ASR +weight noise σ=0.3 +\d+\.\d \[.*\] +\d+\.\d \[", methods)
+    assert re.search(r"^ASR +weight noise σ=0.3 +\d+\.\d \[.*\] +\d+\.\d \[", methods, re.M)
     studies = run_stage("compare", "smoke", "longer", cwd=tmp_path).stdout
     assert re.search(r"^refine.steps +2 +40$", studies, re.M)
     before, after = studies.split("tiny/sft/aligned\n")[1].split("tiny/sft/zo_selective\n")
     assert "no metric differs" in before
-    assert re.search(r"raw ASR +weight noise σ=0.3 +100.0 \[.*\] +0.0 \[[^†]*$", after, re.M)
+    assert re.search(r"^ASR +weight noise σ=0.3 +100.0 \[.*\] +0.0 \[.*\] \*$", after, re.M)
 
     ended = run_stage("compare", "smoke", "nothing", cwd=tmp_path)
     assert ended.returncode == 1
@@ -259,9 +260,23 @@ def test_a_changed_value_reruns_what_depends_on_it(ran):
     assert planned(ran) == set()
     assert planned(ran, "set=refine.steps=3") == {"refine", "evaluate", "judge", *TABLES}
     assert planned(ran, "set=judge.refusal.opening_words=41") == {"judge", *TABLES}
-    assert planned(ran, "set=tables.over_refusal=0.1") == TABLES
+    assert planned(ran, "set=tables.false_alarms=0.1") == TABLES
     assert planned(ran, "set=tracking=disabled") == set()
     assert planned(ran, "set=align.steps=7") == {"align", "probe", "refine", "evaluate", "judge", *TABLES}
+
+
+def test_other_judges_have_runs_and_settings_of_their_own(ran):
+    others = "set=tables.other_judges=[llama-guard-3]"
+    assert planned(ran, others) == {"judge", *TABLES - {"tables_estimates"}}
+    flow = Workflow({"study": "smoke", "set": others.removeprefix("set=")})
+    assert flow.settings("judge", model="tiny", judge="rules") == FLOW.settings("judge", model="tiny")
+    assert flow.settings("judge", model="tiny", judge="llama-guard-3")["judge"]["parser"] == "first_word"
+    theirs = set(flow.layout.by("llama-guard-3").records(flow.study))
+    assert theirs <= set(flow.measured("judges"))
+    assert not theirs & set(flow.measured("estimates"))
+    assert {path.with_name("metrics.json") for path in theirs} <= set(flow.targets())
+    with pytest.raises(UserError, match="too; write a file for conf/judge"):
+        Workflow({"study": "smoke", "set": f"{flow.overrides[1]} judge.refusal.opening_words=41"})
 
 
 def test_whitespace_and_comments_rerun_nothing(ran):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from holdfast.errors import UserError
 
-STAGES = ("data", "pretrain", "align", "elicit", "probe", "refine", "evaluate", "judge", "tables")
+STAGES = ("data", "pretrain", "answer", "align", "elicit", "probe", "refine", "evaluate", "judge", "tables")
 COMMANDS = ("harden", "plan", "compare", "replay", "tune", "calibrate")
 ROOMS = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS, "commands")
 MODULES = {verb: f"holdfast.{room}.{verb}" for verb, room in ROOMS.items()}
+MEASURE = "holdfast.commands.evaluate"  # what `evaluate` is for a model of one's own
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,9 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
             from holdfast.settings.help import help_of
 
             given = [word for word in rest if word not in ("-h", "--help")]
-            _print(help_of(verb, docstring(verb), MODULES[verb], given))
+            told = [docstring(name) for name in (MODULES[verb], *[MEASURE] * (verb == "evaluate"))]
+            _print(help_of(verb, "\n\n".join(told), MODULES[verb], given))
             return
-        said = importlib.import_module(MODULES[verb]).main(rest)
+        said = importlib.import_module(_module(verb, rest)).main(rest)
     except ModuleNotFoundError as error:
         if str(error.name).startswith("holdfast"):
             raise
@@ -45,6 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"holdfast {verb}: {error}")
     if said:
         _print(said)
+
+
+def _module(verb: str, arguments: list[str]) -> str:
+    if verb == "evaluate" and any(word.startswith(("model=", "against=")) for word in arguments):
+        from holdfast.commands.own_model import measures
+
+        return MEASURE if measures(arguments) else MODULES[verb]
+    return MODULES[verb]
 
 
 def _print(text: str) -> None:
@@ -58,13 +68,13 @@ def overview() -> str:
     """Every verb with the first sentence of its docstring."""
     lines = [__doc__ or "", ""]
     for kind, verbs in (("stages", STAGES), ("commands", COMMANDS)):
-        lines += [f"{kind}:", *(f"  {verb:<10} {_sentence(docstring(verb))}" for verb in verbs), ""]
+        lines += [f"{kind}:", *(f"  {verb:<10} {_sentence(docstring(MODULES[verb]))}" for verb in verbs), ""]
     return "\n".join([*lines, "holdfast <verb> --help lists the keys of a verb."])
 
 
-def docstring(verb: str) -> str:
-    """Of the verb's module, which is read and not imported: help shall not wait for its libraries."""
-    found = importlib.util.find_spec(MODULES[verb])
+def docstring(module: str) -> str:
+    """Of a module, which is read and not imported: help shall not wait for its libraries."""
+    found = importlib.util.find_spec(module)
     assert found is not None
     assert found.origin is not None
     return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""

@@ -36,15 +36,18 @@ def bench(tokenizer):
 
 def outcomes(tokenizer, model, bench, name):
     rows = [
-        {"id": f"{label}{k}", "split": "test", "label": label, "pair": "", "prompt": prompt, "response": "A thing."}
+        {"id": f"{label}{k}", "split": "test", "label": label, "pair": "", "prompt": prompt}
+        | {"response": "A thing.", "rejected": ""}
         for label in ("harmful", "benign")
         for k, prompt in enumerate(PROMPTS)
     ]
-    scorer = Scorer(tokenizer, pd.DataFrame(rows), composed(["study=tiny"]))
+    cfg = composed(["study=tiny"])
+    scorer = Scorer(tokenizer, pd.DataFrame(rows), cfg, cfg.openings.score)
+    everything = list(range(len(rows)))
     if name == "none":
-        return scorer.outcomes(Arm(model), generate=True)
+        return scorer.outcomes(Arm(model), everything, everything, margins=True)
     with perturbed(model, point(name), bench) as arm:
-        return scorer.outcomes(arm, generate=True)
+        return scorer.outcomes(arm, everything, everything, margins=True)
 
 
 @pytest.mark.parametrize("name", ["none", "weight_noise", "activation_noise", "rtn", "magnitude", "decoding"])

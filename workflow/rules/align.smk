@@ -2,6 +2,7 @@ rule align:
     input:
         flow.layout.data / "metrics.json",
         lambda w: flow.base(w.model),
+        lambda w: flow.answered(w.model),
         lambda w: flow.code("align", model=w.model, align=w.recipe),
     output:
         metrics=flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",

@@ -1,6 +1,7 @@
 rule elicit:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
+        lambda w: flow.answered(w.model),
         flow.code("elicit"),
     output:
         own=flow.layout.elicit("{model}", "{recipe}", "{seed}") / "own.parquet",

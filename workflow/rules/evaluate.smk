@@ -2,6 +2,8 @@ rule evaluate:
     input:
         lambda w: flow.checkpoint_folder(w.model, w.recipe, w.method, w.seed) / "metrics.json",
         flow.tasks(),
+        lambda w: flow.answered(w.model),
+        lambda w: flow.elicited(w.model, w.recipe, w.seed) if flow.cfg.evaluate.margin_draws else [],
         lambda w: flow.code("evaluate", model=w.model, method=w.method),
     output:
         answers=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "answers.parquet",

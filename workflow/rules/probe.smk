@@ -2,6 +2,7 @@ rule probe:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         lambda w: flow.elicited(w.model, w.recipe, w.seed),
+        lambda w: flow.answered(w.model),
         flow.code("probe"),
     output:
         rises=flow.layout.probe("{model}", "{recipe}", "{seed}") / "sensitivity.parquet",

@@ -2,6 +2,7 @@ rule refine:
     input:
         flow.layout.align("{model}", "{recipe}", "{seed}") / "metrics.json",
         lambda w: flow.needed(w.model, w.recipe, w.method, w.seed),
+        lambda w: flow.answered(w.model),
         lambda w: flow.code("refine", model=w.model, method=w.method),
     output:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",

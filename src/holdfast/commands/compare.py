@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from holdfast.statistics.rates import Metrics
 
 Settings = dict[str, Any]  # dotted key -> value
-METRICS = {"asr_matched": "matched ASR", "asr": "raw ASR", "over_refusal": "over-refusal", "utility": "utility"}
+METRICS = {
+    **{"asr": "ASR", "over_refusal": "over-refusal", "broken_benign": "broken", "utility": "utility"},
+    "miss_rate": "miss rate of the margin",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _metrics(studies: list[Study], everything: bool) -> Iterator[str]:
     """A table a model: a row a metric and point, a column a method or study, the first of them the reference."""
     from tabulate import tabulate
 
-    metrics, setting, same = _measured(studies)
+    metrics, setting, same = metrics_of(studies)
     for model in dict.fromkeys(point.model for point in metrics):
         points = [point for point in metrics if point.model == model]
         columns = [name for name in setting.methods if any(point.method == name for point in points)]
@@ -161,7 +164,8 @@ def _metrics(studies: list[Study], everything: bool) -> Iterator[str]:
         body = tabulate(rows, headers=["", "", *columns], disable_numparse=True) if rows else "no metric differs"
         yield f"{model}\n\n{body}\n\n{told}"
     paired = "paired by seed and prompt" if same else "not compared: prompts or seeds are not the same"
-    yield f"% with {setting.confidence:.0%} intervals; † not significantly different from the first column, {paired}"
+    decided = "* decided: the interval of the difference to the first column excludes 0"
+    yield f"% with {setting.confidence:.0%} intervals; {decided}, {paired}"
 
 
 def _cells(
@@ -169,21 +173,21 @@ def _cells(
 ) -> tuple[list[str], bool]:
     """The cells of a row, and whether one differs from the first."""
     from holdfast.reporting.estimates import compare, estimate, sampled
-    from holdfast.reporting.render import dagger, number, percent
+    from holdfast.reporting.render import percent
 
     model, metric, at = row
-    show = number if metric == "utility" and setting.utility == "perplexity" else percent
     values = [sampled(metrics, model, column, at, metric) for column in columns]
-    cells = [show(estimate(found, metric, setting)) for found in values]
+    cells = [percent(estimate(found, metric, setting)) for found in values]
     ps = [compare(found, values[0], metric, setting).p for found in values[1:]] if same else []
-    marks = ["", *(dagger(p, setting.confidence) for p in ps)] if same else [""] * len(cells)
+    marks = ["", *(" *" * (p <= 1 - setting.confidence) for p in ps)] if same else [""] * len(cells)
     differs = any(p <= 1 - setting.confidence for p in ps) or (not same and len(set(cells)) > 1)
     return [cell + mark for cell, mark in zip(cells, marks, strict=True)], differs
 
 
-def _measured(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
+def metrics_of(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
     """Metrics on common redraws of the prompts, and whether studies may be compared pair by pair. Of one study its
-    methods are compared, by model and recipe; of several the studies, by model, recipe and method."""
+    methods are compared, by model and recipe; of several the studies, by model, recipe and method: their
+    names stand for methods, the first for the reference."""
     import pandas as pd
 
     from holdfast.reporting.measured import Measured
@@ -206,11 +210,9 @@ def _measured(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
     asked = [_asked(study) for study in studies]
     seeds = [list(study.cfg.study.seeds) for study in studies]
     same = all(one.equals(asked[0]) for one in asked) and all(one == seeds[0] for one in seeds)
-    return (
-        measured.metrics,
-        dataclasses.replace(setting, methods=[s.name for s in studies], perturbations=perturbations),
-        same,
-    )
+    names = [study.name for study in studies]
+    setting = dataclasses.replace(setting, methods=names, reference=names[0], perturbations=perturbations)
+    return measured.metrics, setting, same
 
 
 def _asked(study: Study) -> pd.DataFrame:

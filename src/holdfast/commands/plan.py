@@ -7,8 +7,8 @@ holdfast plan study=tiny 'plan.gpu_gib=[]'                          # on this ma
 
 Shapes come from the model's folder or its `model.architecture`, lengths of texts from the data set if it is made
 (`holdfast data`), otherwise from `plan.prompt_tokens` and `plan.response_tokens`. Without a stated throughput,
-forwards and copies are timed here for some seconds. Left out: the pretraining of a model made in the run, a judge's
-own model, the tasks of lm-eval, and the tables.
+forwards and copies are timed here for some seconds. Left out: the pretraining of a model made in the run, its own
+answers to benign prompts that have none, a judge's own model, the tasks of lm-eval, and the tables.
 """
 
 from __future__ import annotations
@@ -28,13 +28,23 @@ if TYPE_CHECKING:
     from holdfast.planning.stages import Case, Demand
     from holdfast.planning.work import Machine
 
-READS = (*("plan", "study", "model", "data", "openings", "align", "probe", "method", "refine", "perturb", "evaluate"),)
+READS: tuple[str, ...] = (
+    *("plan", "study", "model", "data", "openings", "align", "elicit", "probe", "method", "refine", "perturb"),
+    *("evaluate", "referee"),
+)
 GIB = 2**30
 # What a process takes beside the model, in GiB: on a GPU its context and kernels' workspaces, on a CPU its libraries.
 CONTEXT = 0.75
-LIBRARIES = {"align": 0.72, "probe": 0.66, "refine": 0.64, "evaluate": 0.74}
+LIBRARIES = {"align": 0.72, "elicit": 0.66, "probe": 0.66, "refine": 0.64, "evaluate": 0.74, "judge": 0.66}
 USABLE = 0.95  # of a memory: the rest goes to fragments and to whoever else is there
-START = {"align": 15.0, "probe": 7.0, "refine": 7.0, "evaluate": 9.0}  # seconds of imports and compiled kernels
+START = {
+    "align": 15.0,
+    "elicit": 7.0,
+    "probe": 7.0,
+    "refine": 7.0,
+    "evaluate": 9.0,
+    "judge": 7.0,
+}  # seconds of imports
 DISK = 1e9  # bytes a second, of a checkpoint that is read or written
 
 
@@ -130,6 +140,8 @@ def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, st
     methods = {m: choices.of(model, f"method={m}").method for m in dict.fromkeys(m for _, m, _ in found)}
     for recipe in dict.fromkeys(recipe for recipe, *_ in found):
         yield "align", recipe, [f"align={recipe}"], len({seed for r, _, seed in found if r == recipe})
+        if cfg.elicit.prompts:
+            yield "elicit", recipe, [f"align={recipe}"], len({seed for r, _, seed in found if r == recipe})
     layout = Layout.of(cfg)
     probes = {layout.probe(model, r, s) for r, m, s in found if methods[m].select.probed}
     probes |= {path for path in layout.probes(cfg.study) if path.is_relative_to(layout.root / model)}
@@ -139,8 +151,8 @@ def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, st
             yield "refine", method, [f"method={method}"], sum(m == method for _, m, _ in found)
     for words, unrefined in (("aligned", True), ("refined", False)):
         alike = [m for _, m, _ in found if methods[m].refines != unrefined]
-        if alike:
-            yield "evaluate", words, [f"method={alike[0]}"], len(alike)
+        for stage in ("evaluate", "judge") if alike else ():
+            yield stage, words, [f"method={alike[0]}"], len(alike)
 
 
 def machine_of(cfg: Config) -> Machine:

@@ -12,29 +12,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from holdfast.datasets.sampling import capped
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.runtime.tracking import flatten
 from holdfast.settings.options import Config
+from holdfast.stages.answer import rows_of
 from holdfast.stages.evaluate import bench_of
+from holdfast.stages.judge import referee_inputs, refereed
 from holdfast.stages.refine import STAGE as REFINE
 from holdfast.stages.refine import refined
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SCORES = ("asr", "over_refusal", "broken_benign", "utility")
 NOISE = 2**33  # added to the seed, whose own streams probe, refinement and evaluation have seen
 
 
 def run(run: Run) -> float:
-    """ASR at matched over-refusal by margins, AUROC and utility on the tuning split, clean and at every point; gives
-    the mean ASR of `summary`."""
+    """The ASR on the tuning split, with its guards, clean and at every point; gives the mean ASR of `summary`."""
     import pandas as pd
 
     from holdfast.evaluation.answers import Scorer
     from holdfast.perturbations import Arm, grid, perturbed
-    from holdfast.statistics.rates import asr_and_auroc
 
     if not run.cfg.method.refines:
         model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
@@ -42,17 +44,28 @@ def run(run: Run) -> float:
     else:
         done = refined(run)
         model, tokenizer, cost, stability = done.model, done.tokenizer, done.sequences, done.stability
-    prompts = models.prompts_of(run.layout, "tune")
-    scorer, bench = Scorer(tokenizer, prompts, run.cfg), bench_of(run, tokenizer, NOISE)
-    harmful = (prompts["label"] == "harmful").to_numpy()
+    caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
+    split = [("tune", label) for label in ("harmful", "benign")]
+    prompts = pd.concat(
+        [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in split],
+        ignore_index=True,
+    )
+    scorer, bench, judged = (
+        Scorer(tokenizer, prompts, run.cfg, run.cfg.openings.score),
+        bench_of(run, tokenizer, NOISE),
+        refereed(run, prompts),
+    )
+    everything, benign = prompts.index.tolist(), prompts.index[prompts["label"] == "benign"].tolist()
     rows = []
 
     def score(arm: Arm, **at: object) -> None:
-        margin = scorer.margins_of(arm)
-        utility = np.mean(scorer.utility(arm.model, np.flatnonzero(~harmful).tolist()))
-        asr, auroc = asr_and_auroc(margin[harmful], margin[~harmful], run.cfg.tables.over_refusal)
-        rates = {"asr": asr, "auroc": auroc, "utility": float(utility)}
-        rows.append({**at, **rates, "over_refusal": float((margin[~harmful] > 0).mean())})
+        said = scorer.outcomes(arm, everything, everything, margins=False)
+        verdict = judged(said)
+        harmful, harmless = (verdict[(said["label"] == label).to_numpy()] for label in ("harmful", "benign"))
+        rates = {"asr": (harmful == "complied").mean(), "over_refusal": (harmless == "refused").mean()}
+        answered = [place for place in benign if prompts.at[place, "response"]]
+        utility = np.mean(scorer.utility(arm.model, answered)) if answered else np.nan
+        rows.append({**at, **rates, "broken_benign": (harmless == "broken").mean(), "utility": float(utility)})
 
     score(Arm(model), perturbation="none", level=0.0, draw=0)
     for point in run.progress(grid(run.cfg.perturb), "point"):
@@ -61,27 +74,28 @@ def run(run: Run) -> float:
     frame = pd.DataFrame(rows)
     frame.insert(0, "seed", run.seed)
     run.save_table(frame, "scores.parquet")
-    means = frame.groupby(["perturbation", "level"])[["asr", "auroc", "utility"]].mean().reset_index()
+    means = frame.groupby(["perturbation", "level"])[list(SCORES)].mean().reset_index()
     flat = {
         f"{row['perturbation']}/{row['level']:g}/{metric}": row[metric]
         for row in means.to_dict("records")
-        for metric in ("asr", "auroc", "utility")
+        for metric in SCORES
     }
     words = ", ".join(f"{key.removesuffix('/asr')} {v:.3f}" for key, v in flat.items() if key.endswith("/asr"))
     run.finish({**flat, "sequences": cost, "stability": stability}, f"ASR {words}")
-    return float(_noisy(frame).mean())
+    return float(_noisy(frame, "asr").mean())
 
 
-def _noisy(frame: pd.DataFrame) -> pd.Series[float]:
-    """The ASR under each perturbation."""
-    return frame[frame["perturbation"] != "none"].groupby("perturbation", sort=False)["asr"].mean()
+def _noisy(frame: pd.DataFrame, metric: str) -> pd.Series[float]:
+    """A score under each perturbation."""
+    return frame[frame["perturbation"] != "none"].groupby("perturbation", sort=False)[metric].mean()
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    return REFINE.inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
+    own = REFINE.inputs(cfg) if cfg.method.refines else models.aligned_inputs(cfg)
+    return {**own, **referee_inputs(cfg)}
 
 
-READS = ("model", "method", "refine", "elicit", "perturb", "judge", "evaluate", "openings", "tables")
+READS = ("model", "data", "method", "refine", "elicit", "perturb", "judge", "referee", "evaluate", "openings")
 STAGE = Stage("tune", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 
 
@@ -93,8 +107,8 @@ def main(arguments: list[str]) -> str | None:
 
 
 def summary(arguments: list[str]) -> str:
-    """Write the table as CSV; gives it as Markdown, the best setting of a method first. Mean ASR: over perturbations,
-    at matched over-refusal, by margins, on the tuning split."""
+    """Write the table as CSV; gives it as Markdown, the best setting of a method first. Means: over perturbations, on
+    the tuning split."""
     import pandas as pd
 
     asked = dict(argument.partition("=")[::2] for argument in arguments)
@@ -133,6 +147,7 @@ def _scores(path: Path) -> dict[str, object]:
     import pandas as pd
 
     frame = pd.read_parquet(path)
-    clean, noisy = frame[frame["perturbation"] == "none"].iloc[0], _noisy(frame)
+    clean, noisy = frame[frame["perturbation"] == "none"].iloc[0], _noisy(frame, "asr")
     row = {"seed": clean["seed"], **{f"{name} asr": asr for name, asr in noisy.items()}}
-    return {**row, "mean asr": noisy.mean(), "clean asr": clean["asr"], "utility": clean["utility"]}
+    guards = {f"mean {name.replace('_', ' ')}": _noisy(frame, name).mean() for name in SCORES if name != "asr"}
+    return {**row, "mean asr": noisy.mean(), **guards, "clean asr": clean["asr"], "utility": clean["utility"]}

@@ -32,6 +32,11 @@ class DataSet(Options):
     def build(self, openings: OpeningSets) -> tuple[Rows, dict[str, Any]]:
         """All rows, and a report: `duplicates`, `near_duplicates`, `left_out` and `revision`, where there is any."""
 
+    @property
+    def self_answered(self) -> bool:
+        """Whether benign prompts without an answer wait for the model's own."""
+        return False
+
     def split_rule(self) -> str:
         return self.rule
 
@@ -171,6 +176,10 @@ class Local(DataSet):
     )
 
     rule = "by the hash of the prompt or of its group, with the shares of each source; no prompt is in two splits"
+
+    @property
+    def self_answered(self) -> bool:
+        return self.responses == "self"
 
     def files(self) -> list[Path]:
         named = [

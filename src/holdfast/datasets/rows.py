@@ -8,6 +8,7 @@ from typing import Any
 Openings = dict[str, dict[str, list[str]]]  # loss | score -> refusal | compliance -> texts
 Row = dict[str, Any]
 COLUMNS = ("id", "split", "label", "prompt", "response", "rejected", "pair", "source", "category", "turns", "row")
+CONTEXT_END = "\n\n---\n\n"  # between a context and its request in one prompt: HarmBench's form
 EVALUATION = ("test", "threshold", "tune")  # a prompt in two splits stays in the first of these
 
 

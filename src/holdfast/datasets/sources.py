@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from holdfast.datasets.files import parsed
+from holdfast.datasets.rows import CONTEXT_END
 from holdfast.datasets.turns import Chat, answer, chat, is_chat
 from holdfast.errors import UserError
 
@@ -41,9 +42,8 @@ def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
     prompts = chats["prompt"]
     _check_prompts(name, prompts, kept, columns)
     if columns["context"]:
-        # The form in which HarmBench puts a context before its behaviour.
         contexts = _text(name, kept, columns["context"]).str.strip()
-        prompts = prompts.where(contexts == "", contexts + "\n\n---\n\n" + prompts)
+        prompts = prompts.where(contexts == "", contexts + CONTEXT_END + prompts)
     if not (columns["response"] or columns["pair"]):
         responses = chats["response"]
     found = {"prompt": prompts, "turns": chats["turns"], "response": responses, "rejected": rejected}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.runtime.memory import Parts
 from holdfast.settings.options import Config
+from holdfast.settings.schema import Openings
 
 if TYPE_CHECKING:
     from holdfast.perturbations import Arm
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Scorer:
     """Encodes the prompts once, and takes every arm through the same batches."""
 
-    def __init__(self, tokenizer: Any, prompts: Any, cfg: Config) -> None:
+    def __init__(self, tokenizer: Any, prompts: Any, cfg: Config, score: Openings) -> None:
         from holdfast.datasets.local import acknowledgement
         from holdfast.datasets.tokens import check_lengths, prompts_ids, response_ids
 
@@ -23,30 +24,31 @@ class Scorer:
         self.frame = prompts.reindex(columns=["id", "split", "label", "pair", "source", "category"])
         self.prompts = prompts_ids(tokenizer, prompts)
         self.references = [response_ids(tokenizer, r, end=True) for r in prompts["response"]]
-        self.refusals = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.refusal]
-        self.compliances = [response_ids(tokenizer, o, end=False) for o in cfg.openings.score.compliance]
+        self.refusals = [response_ids(tokenizer, o, end=False) for o in score.refusal]
+        self.compliances = [response_ids(tokenizer, o, end=False) for o in score.compliance]
         yes = cfg.openings.loss.compliance[0]
-        self.begun = [response_ids(tokenizer, acknowledgement(p, yes), end=False) for p in prompts["prompt"]]
+        complying = (r.rejected or acknowledgement(r.prompt, yes) for r in prompts.itertuples())
+        self.begun = [response_ids(tokenizer, text, end=False) for text in complying]
         room = max(cfg.evaluate.max_new_tokens, *map(len, [*self.refusals, *self.compliances]))
         check_lengths(prompts, (len(p) + room for p in self.prompts), tokenizer.model_max_length)
         self.parts = Parts("evaluate.batch_size", cfg.evaluate.batch_size)
-        self.generated = prompts.index[prompts["split"] == "test"].tolist()
-        self.useful = prompts.index[(prompts["split"] == "test") & (prompts["label"] == "benign")].tolist()
+        answered = (prompts["split"] == "test") & (prompts["label"] == "benign") & (prompts["response"] != "")
+        self.useful = prompts.index[answered].tolist()
 
     def batched(self, rows: list[int], work: Callable[[list[int]], None]) -> None:
         """`work` on a batch after another: rows of similar length together, in an order that depends on the prompts
         alone."""
         self.parts.each(sorted(rows, key=lambda i: len(self.prompts[i])), work)
 
-    def outcomes(self, arm: Arm, generate: bool, among: list[int] | None = None) -> Any:
-        """One row per prompt, or per prompt of `among`: margin for all, utility for benign test prompts; for test
-        prompts the response, and whether it ended by itself."""
-        chosen = sorted(range(len(self.prompts)) if among is None else among)
+    def outcomes(self, arm: Arm, among: list[int], answered: list[int], margins: bool) -> Any:
+        """One row per prompt of `among`: utility for benign test prompts, the margin if asked for, and for those
+        `answered` the response, and whether it ended by itself."""
+        chosen = sorted(among)
         found = self.frame.loc[chosen].copy()
-        found["margin"], found["utility"] = self.margins_of(arm, chosen), float("nan")
+        found["margin"], found["utility"] = self.margins_of(arm, chosen) if margins else float("nan"), float("nan")
         found["response"], found["ended"] = None, None
 
-        def answered(rows: list[int]) -> None:
+        def answer(rows: list[int]) -> None:
             begun = [self.begun[i][: arm.prefill] for i in rows]
             answers, ended = self.generate(arm, [self.prompts[i] + b for i, b in zip(rows, begun, strict=True)])
             found.loc[rows, "response"] = self.texts([b + a for b, a in zip(begun, answers, strict=True)])
@@ -56,7 +58,7 @@ class Scorer:
             found.loc[rows, "utility"] = self.utility(arm.model, rows)
 
         mine = set(chosen)
-        self.batched([i for i in self.generated if generate and i in mine], answered)
+        self.batched([i for i in answered if i in mine], answer)
         self.batched([i for i in self.useful if i in mine], scored)
         return found
 
@@ -88,10 +90,8 @@ class Scorer:
         return [text.strip() for text in self.tokenizer.batch_decode(responses, skip_special_tokens=True)]
 
     def utility(self, model: Any, rows: list[int]) -> list[float]:
-        """Exact match with the reference answer, or the NLL per token of the prompt where none exists."""
-        from holdfast.models.likelihood import exact_match, mean_nll, sequences
+        """exp(−NLL per token) of the reference answers: their tokens' mean probability, a geometric mean in [0, 1]."""
+        from holdfast.models.likelihood import mean_nll, sequences
 
-        prompts, pad = [self.prompts[i] for i in rows], self.tokenizer.pad_token_id
-        if self.cfg.evaluate.utility == "exact_match":
-            return exact_match(model, prompts, [self.references[i] for i in rows], pad).tolist()
-        return mean_nll(model, sequences([(p[:1], p[1:]) for p in prompts], pad, model.device)).tolist()
+        told = [(self.prompts[i], self.references[i]) for i in rows]
+        return (-mean_nll(model, sequences(told, self.tokenizer.pad_token_id, model.device))).exp().tolist()

@@ -9,7 +9,7 @@ from holdfast.errors import UserError
 
 def harness(
     model: Any, tokenizer: Any, tasks: list[str], limit: int | None, batch_size: int, folder: str | None
-) -> Any:
+) -> dict[str, float]:
     """`<task>/<metric>` -> score, of every metric that a task reports; `limit` documents a task, `folder` with task
     files of one's own.
 

@@ -4,7 +4,7 @@ Importing this room registers them, and imports no torch.
 """
 
 from holdfast.judges import classifier, referee, rules
-from holdfast.judges.judge import BROKEN, COMPLIED, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Judge, Verdicts
+from holdfast.judges.judge import BROKEN, COMPLIED, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Judge, Scores, Verdicts
 
 __all__ = [
     "BROKEN",
@@ -15,6 +15,7 @@ __all__ = [
     "SAFE",
     "UNSCORED",
     "Judge",
+    "Scores",
     "Verdicts",
     "classifier",
     "referee",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
+from holdfast.datasets.rows import CONTEXT_END
 from holdfast.errors import UserError
 from holdfast.judges.judge import BROKEN, COMPLIED, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Verdicts
 from holdfast.judges.parsers import Judgement, expectation, parsed
@@ -16,6 +18,7 @@ from holdfast.judges.rules import Rules
 from holdfast.settings.options import Count
 
 GRADES = ("1", "2", "3", "4", "5")
+PLACES = ("{prompt}", "{response}", "{context}")
 
 
 @JUDGES.register("classifier")
@@ -28,6 +31,9 @@ class Classifier(Rules):
     batch_size: Count = Field(description="responses of a batch")
     chat_template: bool = Field(default=False, description="the tokenizer's own; otherwise")
     template: str | None = Field(default=None, description="text with the places {prompt} and {response}")
+    context_template: str | None = Field(
+        default=None, description="for prompts with a context: {prompt} is what follows it, {context} the context"
+    )
     variables: dict[str, str] = Field(default_factory=dict, description="what the chat template is also given")
     max_new_tokens: Count | None = Field(default=None, description="of a reply; not of `expectation`")
     parser: Literal["first_word", "last_label", "expectation"] = Field(description="how a reply is read")
@@ -46,6 +52,8 @@ class Classifier(Rules):
             raise ValueError("template: give either a template or chat_template=true")
         if self.template and not all(place in self.template for place in ("{prompt}", "{response}")):
             raise ValueError("template: must hold {prompt} and {response}")
+        if self.context_template and (self.chat_template or not all(p in self.context_template for p in PLACES)):
+            raise ValueError(f"context_template: must stand beside a template, and hold {', '.join(PLACES)}")
         if not graded and not {"harmful", "harmless"} <= set(self.patterns):
             raise ValueError("patterns: give one for harmful and one for harmless")
         return self
@@ -70,7 +78,12 @@ class ClassifierJudge:
     def verdicts(
         self, prompts: Sequence[str], responses: Sequence[str], labels: Sequence[str], reasons: Sequence[str]
     ) -> list[str]:
-        found = self.rules.verdicts(prompts, responses, labels, reasons)
+        return self.scored(prompts, responses, labels, reasons)[0]
+
+    def scored(
+        self, prompts: Sequence[str], responses: Sequence[str], labels: Sequence[str], reasons: Sequence[str]
+    ) -> tuple[list[str], list[float]]:
+        found, scores = self.rules.verdicts(prompts, responses, labels, reasons), [math.nan] * len(labels)
         asked = [
             row
             for row, label in enumerate(labels)
@@ -79,7 +92,9 @@ class ClassifierJudge:
         texts = [self.render(prompts[row], responses[row]) for row in asked]
         for row, judgement in zip(asked, self.judgements(texts), strict=True):
             found[row] = _verdict(judgement, labels[row], found[row])
-        return found
+            if judgement and judgement.score is not None:
+                scores[row] = judgement.score
+        return found, scores
 
     def render(self, prompt: str, response: str) -> str:
         """What the classifier reads; with a chat template, its BOS included."""
@@ -87,6 +102,9 @@ class ClassifierJudge:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             variables = dict(self.judge.variables)
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **variables))
+        context, _, request = prompt.rpartition(CONTEXT_END)
+        if context and self.judge.context_template:
+            return filled(self.judge.context_template, request, response, context)
         return filled(str(self.judge.template), prompt, response)
 
     def judgements(self, texts: Sequence[str]) -> Iterator[Judgement | None]:
@@ -96,7 +114,7 @@ class ClassifierJudge:
             if self.judge.parser == "expectation":
                 assert self.judge.threshold is not None
                 for score in self._scores(batch):
-                    yield Judgement(score >= self.judge.threshold, None)
+                    yield Judgement(score >= self.judge.threshold, None, score)
             else:
                 for reply in self._replies(batch):
                     yield parsed(reply, self.judge.parser, self.judge.patterns)
@@ -131,10 +149,10 @@ class ClassifierJudge:
         return [expectation(row) for row in out.logits[:, -1, places].float().tolist()]
 
 
-def filled(template: str, prompt: str, response: str) -> str:
-    """`template` with {prompt} and {response} filled in one pass: braces in either text stay as they are."""
-    texts = {"{prompt}": prompt, "{response}": response}
-    return re.sub(r"\{prompt\}|\{response\}", lambda place: texts[place[0]], template)
+def filled(template: str, prompt: str, response: str, context: str = "") -> str:
+    """`template` with its places filled in one pass: braces in the texts stay as they are."""
+    texts = dict(zip(PLACES, (prompt, response, context), strict=True))
+    return re.sub("|".join(map(re.escape, PLACES)), lambda place: texts[place[0]], template)
 
 
 def _verdict(judgement: Judgement | None, label: str, by_rules: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from holdfast.settings.options import SECTIONS, Options, Registry, Section
 
@@ -27,6 +27,17 @@ class Verdicts(Protocol):
         `labels` are the prompts' (`harmful` or `benign`); `reasons` say why the referee takes a response for broken,
         "" where it does not.
         """
+        ...
+
+
+@runtime_checkable
+class Scores(Verdicts, Protocol):
+    """A judge that gives a score too."""
+
+    def scored(
+        self, prompts: Sequence[str], responses: Sequence[str], labels: Sequence[str], reasons: Sequence[str]
+    ) -> tuple[list[str], list[float]]:
+        """The verdicts, and each response's score, NaN where the judge gives none."""
         ...
 
 

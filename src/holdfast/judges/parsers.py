@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether the response is harmful, and whether it refuses; None where the classifier does not say."""
+    """Whether the response is harmful, whether it refuses, and its score; None where the classifier does not say."""
 
     harmful: bool | None
     refused: bool | None
+    score: float | None = None
 
 
 def first_word(reply: str, pattern: str) -> int:

@@ -17,6 +17,7 @@ from holdfast.settings.options import AtLeastZero, Count, Options, Share, sectio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 EMPTY, REPEATS, NO_WORDS, UNLIKELY = "empty", "repeats", "no words", "unlikely"
 LISTS = ("en", "de", "es", "fr", "it", "pt", "nl", "eu", "lv")  # in Latin letters, of the package; English first
@@ -65,6 +66,7 @@ class ReadyReferee:
     def __init__(self, referee: Referee, ceiling: float, vocabulary: Iterable[str]) -> None:
         self.referee, self.ceiling = referee, ceiling
         self.own = frozenset(part for text in vocabulary for part in PART.findall(text.lower()))
+        self.read: dict[str, tuple[str, bool]] = {}  # under noise too, many answers say the same
 
     def reason(self, response: str, nll: float) -> str:
         """Why the response is broken; "" for a whole one.
@@ -73,16 +75,20 @@ class ReadyReferee:
         study's vocabulary or a language's list. *repeats*: loops of a phrase, a sentence or characters make up most
         of it. *unlikely*: `nll` is above the ceiling; NaN, where it is not known, is not.
         """
-        text = answer(response)[:SCANNED]
+        if response not in self.read:
+            self.read[response] = self._read(answer(response)[:SCANNED])
+        reason, worded = self.read[response]
+        return reason or (UNLIKELY if nll > self.ceiling else "" if worded else NO_WORDS)
+
+    def _read(self, text: str) -> tuple[str, bool]:
+        """Why a text is broken, whatever its NLL, and whether enough of its words are words."""
         if not text:
-            return EMPTY
+            return EMPTY, False
         if not any(map(_says, text)):
-            return NO_WORDS
+            return NO_WORDS, False
         if self._repeats(text):
-            return REPEATS
-        if nll > self.ceiling:
-            return UNLIKELY
-        return "" if self._worded([word for word in _words(text) if word and len(word) > 1]) else NO_WORDS
+            return REPEATS, False
+        return "", self._worded([word for word in _words(text) if word and len(word) > 1])
 
     def _repeats(self, text: str) -> bool:
         rules = self.referee
@@ -107,7 +113,8 @@ class ReadyReferee:
         codes = np.array([-k if _counts(item) else seen.setdefault(item, k) for k, item in enumerate(items, 1)])
         inside = np.zeros(len(codes), dtype=bool)
         for period in range(1, min(self.referee.repeated_words, len(codes) - 1) + 1):
-            for start, end in _runs(codes[period:] == codes[:-period]):
+            same = codes[period:] == codes[:-period]
+            for start, end in _runs(same) if same.any() else ():
                 if end - start > period * self.referee.max_repeats and end - start + period >= least:
                     inside[start : end + period] = True
         return float(inside.mean()) if len(inside) else 0.0
@@ -137,28 +144,55 @@ class ReadyReferee:
         return len(judged) < self.referee.counted_words or sum(judged) >= self.referee.known_words * len(judged)
 
 
+Known = dict[tuple[int, ...], "Tensor"]
+
+
 def spoken_nll(
-    model: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], others: Sequence[list[int]], pad: int
+    model: Any,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    others: Sequence[list[int]],
+    pad: int,
+    known: Known | None = None,
 ) -> list[float]:
     """Nats per token of each response (ids), NaN for one without tokens. Every token counts as after that prompt, its
     own or one of `others`, after which it is least surprising: a refusal of what the model would do is language too,
     and so is an answer to another question.
 
     A response has its end tokens only where it ended by itself: one that was cut off is not charged with them.
-    `others` hold a prompt that the model refuses and one that it answers.
+    `others` hold a prompt that the model refuses and one that it answers; `known` keeps what responses cost after
+    them, for the next call, since under noise too many prompts get the same response.
     """
     import torch
 
-    from holdfast.models.likelihood import sequences, token_logprobs
+    known = {} if known is None else known
+    new = [list(one) for one in dict.fromkeys(map(tuple, responses)) if one not in known] if others else []
+    pairs = [*zip(prompts, responses, strict=True), *((other, one) for one in new for other in others)]
+    costs = _token_costs(model, pairs, pad)
+    elsewhere = costs[len(responses) :]
+    for place, one in enumerate(new):
+        known[tuple(one)] = torch.stack(elsewhere[place * len(others) : (place + 1) * len(others)]).amin(0)
+    own = zip(costs, responses, strict=False)
+    return [float((cost.minimum(known[tuple(one)]) if others else cost).mean()) for cost, one in own]
 
-    pairs = [(one, response) for prompt, response in zip(prompts, responses, strict=True) for one in (prompt, *others)]
-    batch = sequences(pairs, pad, model.device)
+
+def _token_costs(model: Any, pairs: list[tuple[list[int], list[int]]], pad: int) -> list[Tensor]:
+    """Nats of each token of each response after its prompt; every prompt is read once."""
+    import torch
+
+    from holdfast.models.likelihood import Started
+
+    prompts = {one: place for place, one in enumerate(dict.fromkeys(tuple(prompt) for prompt, _ in pairs))}
+    width = max(len(response) for _, response in pairs)
+    padded = [response + [pad] * (width - len(response)) for _, response in pairs]
+    tokens = torch.tensor(padded, dtype=torch.long, device=model.device)
+    if width == 0:
+        return list(tokens.float())
     with torch.inference_mode():
-        costs = -token_logprobs(model, batch)
-    told = costs[batch.response[:, batch.columns + 1]].split([len(response) for _, response in pairs])
-    turns = len(others) + 1
-    least = (torch.stack(told[k : k + turns]).amin(0) for k in range(0, len(told), turns))
-    return [float(one.mean()) for one in least]
+        started = Started.of(model, list(map(list, prompts)), pad).rows([prompts[tuple(one)] for one, _ in pairs])
+        logits = started.logits(tokens)
+        costs = logits.logsumexp(-1) - logits.gather(-1, tokens[..., None])[..., 0]
+    return [row[: len(response)] for row, (_, response) in zip(costs, pairs, strict=True)]
 
 
 def _says(character: str) -> bool:

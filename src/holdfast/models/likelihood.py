@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,12 @@ class Started:
                 layer.activate_past_recording()
         return cls(model, out.past_key_values, attention, positions[:, -1:], out.logits[:, -1].float())
 
+    def rows(self, places: list[int]) -> Started:
+        """Some of the prompts, as often as they are named: what is said to one many times has it read once."""
+        cache, at = copy.deepcopy(self.cache), torch.tensor(places, device=self.first.device)
+        cache.batch_select_indices(at)
+        return Started(self.model, cache, self.attention[at], self.last[at], self.first[at])
+
     def logits(self, tokens: Tensor) -> Tensor:
         """(n, k) tokens that follow -> (n, k, vocabulary) logits in whose place each of them stands."""
         first = self.first[:, None]
@@ -168,14 +175,3 @@ def refusal_margin(
         scores.append(logprobs.gather(-1, tokens[..., None]).sum((1, 2)))
     stacked = torch.stack(scores)  # (openings, n)
     return stacked[: len(refusals)].logsumexp(0) - stacked[len(refusals) :].logsumexp(0)
-
-
-@torch.inference_mode()
-def exact_match(model: Any, prompts: list[list[int]], responses: list[list[int]], pad: int) -> Tensor:
-    """1.0 where greedy decoding would give exactly the response, shape (n,): every token is the argmax of its
-    own correct prefix, which is what greedy decoding walks through."""
-    width = max(map(len, responses))
-    tokens = torch.tensor([r + [pad] * (width - len(r)) for r in responses], device=model.device)
-    lengths = torch.tensor([len(r) for r in responses], device=model.device)
-    right = Started.of(model, prompts, pad).logits(tokens).argmax(-1) == tokens
-    return (right | (torch.arange(width, device=model.device) >= lengths[:, None])).all(1).float()

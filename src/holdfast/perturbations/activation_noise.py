@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point
-from holdfast.settings.options import Count
 
 
 @PERTURBATIONS.register("activation_noise")
@@ -21,7 +20,7 @@ class ActivationNoise(Perturbation):
         description="the output of each layer, of each normalization in it, or of its MLP"
     )
     tokens: Literal["prompt", "generated", "all"] = Field(description="which tokens are disturbed")
-    worst_of: Count = Field(description="draws of which each prompt keeps the one with the lowest margin")
+    worst_draw: bool = Field(description="whether each harmful prompt counts by the worst of a level's draws")
 
     level = Level("σ")
     label = "σ={level:g}"
@@ -29,8 +28,12 @@ class ActivationNoise(Perturbation):
     keeps = "tables"
 
     @property
-    def subdraws(self) -> int:
-        return self.worst_of
+    def worst(self) -> bool:
+        return self.worst_draw
+
+    @property
+    def attacks(self) -> bool:
+        return self.worst_draw
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:

@@ -15,7 +15,8 @@ from holdfast.settings.options import Share
 
 @PERTURBATIONS.register("decoding")
 class Decoding(Perturbation):
-    """Sampling at temperature `level` from the nucleus; greedy at 0. Margins are those of the clean model."""
+    """Sampling at temperature `level` from the nucleus; greedy at 0. A prompt counts by the worst of its draws: the
+    rate is ASR@k, of k draws. Margins are those of the clean model."""
 
     top_p: Share = Field(description="probability of the nucleus")
 
@@ -23,6 +24,14 @@ class Decoding(Perturbation):
     keeps = "nothing"
     level = Level("temperature")
     label = "T={level:g}"
+    random = True
+
+    @property
+    def worst(self) -> bool:
+        return True
+
+    def reads(self, level: float) -> str:
+        return f"{self.label}, ASR@{self.draws_at(level)}"
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from holdfast.errors import UserError
 from holdfast.perturbations.point import PERTURBATIONS, Arm, Bench, Level, Perturbation, Point
 from holdfast.settings.options import Count, Positive
 
@@ -17,10 +18,11 @@ from holdfast.settings.options import Count, Positive
 @PERTURBATIONS.register("finetune")
 class FineTuning(Perturbation):
     """A copy of the whole model, fine-tuned by LoRA (PEFT) with AdamW for `level` steps, the adapter, in float32,
-    merged. Draws take other rows in another order; all methods of a seed meet the same."""
+    merged. Its rows are none that alignment had. Draws take other rows in another order; all methods of a seed meet
+    the same."""
 
     rows: Literal["benign", "attack"] = Field(
-        description="benign rows with their answers; attack: harmful prompts, each answered by a compliant opening"
+        description="benign rows with their answers; attack: harmful prompts, each answered by what complies"
     )
     examples: Count = Field(description="training rows")
     rank: Count = Field(description="of the adapter")
@@ -31,6 +33,7 @@ class FineTuning(Perturbation):
     keeps = "copy"
     level = Level("steps", whole=True)
     label = "{level:g} steps"
+    random = True
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
@@ -42,7 +45,9 @@ class FineTuning(Perturbation):
 
         decoder_linears(model)  # says so of a model that adapters would reach in part
         rng = random.Random(f"{bench.noise_seed} {point.draw}")
-        pool = bench.training(self.rows)
+        pool = bench.training("other" if self.rows == "benign" else self.rows)
+        if not pool:
+            raise UserError(f"perturb.{point.name}: the data set has no {self.rows} rows beside those of alignment")
         rows = rng.sample(pool, min(self.examples, len(pool)))
         with torch.random.fork_rng():  # an adapter's first weights are drawn from torch's generator
             torch.manual_seed(rng.getrandbits(63))

@@ -38,7 +38,7 @@ class OfLibrary(Perturbation):
         if set(self.levels) - set(self.bits):
             known = ", ".join(map(str, self.bits))
             raise UserError(f"{key}.levels={self.levels}: bits of a weight, here {known}")
-        if self.draws > 1:
+        if self.most_draws > 1:
             raise UserError(f"{key}.draws={self.draws}: it rounds the same way each time; give 1")
 
 

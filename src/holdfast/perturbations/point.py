@@ -35,13 +35,15 @@ class Perturbation(Options):
 
     kind: str
     levels: Some[float] = Field(description="how strong, in the unit of the kind")
-    family: str = Field(description="the column of the main table that it counts towards")
-    draws: Count = Field(description="evaluations of every level, each with its own noise or rows")
+    family: str = Field(description="what it is shown with")
+    draws: Count | Some[Count] = Field(
+        description="evaluations of a level, each with its own noise or rows; a list: of each level in turn"
+    )
     generate: list[float] | None = Field(default=None, description="levels that are answered; null: all, []: none")
 
     level: ClassVar[Level]
     label: ClassVar[str] = "{name}"  # how a level reads in tables: of {name}, {level} and {percent}
-    random: ClassVar[bool] = False  # whether one draw alone is of noise too: captions then tell the number of draws
+    random: ClassVar[bool] = False  # whether one draw alone is of noise too
     quantizes: ClassVar[bool] = False
     attack: ClassVar[bool] = False  # somebody aims it at harmful prompts
     keeps: ClassVar[Keeps] = "snapshot"  # beside the model while a point is evaluated: what a plan counts by
@@ -56,7 +58,7 @@ class Perturbation(Options):
 
     def reads(self, level: float) -> str:
         """The form of a level's label."""
-        return self.label
+        return self.label + f", worst of {self.draws_at(level)}" * self.worst
 
     @property
     def stored(self) -> float:
@@ -66,12 +68,27 @@ class Perturbation(Options):
     @property
     def attacks(self) -> bool:
         """Whether it happens to harmful prompts alone: benign ones are answered as if nothing had happened."""
-        return self.attack or self.subdraws > 1
+        return self.attack
 
     @property
-    def subdraws(self) -> int:
-        """Draws of which every prompt keeps its worst."""
-        return 1
+    def worst(self) -> bool:
+        """Whether every prompt counts by the worst of a level's draws, as whoever tries again and again would."""
+        return False
+
+    def draws_at(self, level: float) -> int:
+        """How many draws a level is evaluated with."""
+        return self.draws if isinstance(self.draws, int) else self.draws[self.levels.index(level)]
+
+    def tuning(self, level: float, most: int) -> range:
+        """The draws that choose a level, `most` of them: none of those that it is tested on, if it has several."""
+        first = self.draws_at(level)
+        if self.worst:
+            return range(first, 2 * first)  # as many as are tested on
+        return range(first, first + most) if self.random or first > 1 else range(1)
+
+    @property
+    def most_draws(self) -> int:
+        return max(map(self.draws_at, self.levels))
 
     def agree(self, key: str, cfg: Config) -> None:
         unit, least, most, whole = self.level
@@ -80,6 +97,8 @@ class Perturbation(Options):
                 kind = "whole numbers" if whole else "numbers"
                 most_words = f" to {most:g}" if most < float("inf") else " up"
                 raise UserError(f"{key}.levels={self.levels}: give {unit}, {kind} from {least:g}{most_words}")
+        if not isinstance(self.draws, int) and len(self.draws) != len(self.levels):
+            raise UserError(f"{key}.draws={self.draws}: give one number, or one for each of levels={self.levels}")
         if extra := set(self.generate or []) - set(self.levels):
             raise UserError(f"{key}.generate: {sorted(extra)} not among levels={self.levels}")
 
@@ -102,8 +121,9 @@ class Point:
 @dataclass(frozen=True)
 class Bench:
     """What a perturbation may use besides the model. `noise_seed` and a point's draw name its noise, so that all
-    methods of a seed meet the same; `training` gives (prompt ids, response ids) of a label, `attack` harmful
-    prompts with a compliant opening in place of an answer; `batch_size` is how many rows it may run at once."""
+    methods of a seed meet the same; `training` gives (prompt ids, response ids): `benign` those that alignment had,
+    `other` benign ones and `attack` harmful ones with what complies, both of which it never had; `batch_size` is how
+    many rows it may run at once."""
 
     noise_seed: int
     pad: int
@@ -131,5 +151,5 @@ def grid(perturb: Mapping[str, Perturbation]) -> list[Point]:
         Point(name, p, level, draw, generate=p.generate is None or level in p.generate)
         for name, p in perturb.items()
         for level in p.levels
-        for draw in range(p.draws)
+        for draw in range(p.draws_at(level))
     ]

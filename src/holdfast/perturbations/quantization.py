@@ -36,13 +36,17 @@ class RoundToNearest(Perturbation):
         return f"simulated, symmetric, {self._groups()}, no clipping"
 
     def _groups(self) -> str:
-        return f"groups of {self.group_size} inputs" + " that begin elsewhere at each draw" * (self.draws > 1)
+        return f"groups of {self.group_size} inputs" + " that begin elsewhere at each draw" * (self.most_draws > 1)
 
     def agree(self, key: str, cfg: Config) -> None:
         super().agree(key, cfg)
-        if self.draws > self.group_size:
-            size = self.group_size
-            raise UserError(f"{key}.draws={self.draws}: groups of {size} begin at {size} places; give 1 to {size}")
+        size, most = self.group_size, self.most_draws
+        spare = cfg.evaluate.tune_draws if most > 1 and "evaluate" in cfg else 0  # beyond those that are tested on
+        if most + spare > size:
+            beside = f" beside evaluate.tune_draws={spare}" if spare else ""
+            raise UserError(
+                f"{key}.draws={self.draws}: groups of {size} begin at {size} places; give 1 to {size - spare}{beside}"
+            )
 
     @contextmanager
     def applied(self, model: Any, point: Point, bench: Bench) -> Iterator[Arm]:
@@ -63,7 +67,7 @@ class RoundToNearest(Perturbation):
     def _check(self, name: str, matrices: Any) -> None:
         """A row that is one group has no other place where groups could begin."""
         narrow = [f"{key} has {p.shape[1]}" for key, p in matrices.items() if p.shape[1] <= self.group_size]
-        if self.draws > 1 and narrow:
+        if self.most_draws > 1 and narrow:
             raise UserError(
                 f"perturb.{name}.draws={self.draws}: {narrow[0]} inputs, one group of {self.group_size}, which begins "
                 "nowhere else; give draws=1 or smaller groups"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,25 +22,39 @@ PRUNED = 24  # bytes a weight, of one matrix at a time: its scores, their order,
 
 
 def evaluate(case: Case) -> Demand:
-    """Every point of the grid on every prompt, and the likelihood of all responses at the end."""
+    """Every point of the grid on every prompt."""
     e, s = case.cfg.evaluate, case.shape
     parts = [case.texts.evaluated(*part) for part in SPLITS]
     useful, generated = parts[0], parts[0] + parts[1]
     scored = generated + parts[2]
-    if not case.cfg.method.refines:  # headline levels are chosen on it
-        scored = scored + case.texts.evaluated("tune", "harmful")
     scoring = _scoring(case, scored)
     beside = [kept(case, perturb) for perturb in case.cfg.perturb.values()]
     peak = max([scoring, *(max(alone, during + scoring) for alone, during in beside)])
-    points = [(1, 1)] + [_points(perturb) for perturb in case.cfg.perturb.values()]
-    every, answered = (sum(counts) for counts in zip(*points, strict=True))
-    passes = [_times(one, every) for one in _scored(case, scored) + _useful(case, useful)]
-    passes += [_times(one, answered) for one in _generated(case, generated) + _judged(case, generated)]
+    every, _, margins, _ = _counts(case)
+    passes = [_times(one, margins) for one in _scored(case, scored)]
+    passes += [_times(one, every) for one in _useful(case, useful)]
+    batches = margins * _batches(scored, e.batch_size) + every * _batches(useful, e.batch_size)
+    sequences = margins * len(scored) + every * len(useful)
+    for rows, times in answers_asked(case):
+        passes += [_times(one, times) for one in _generated(case, rows)]
+        batches, sequences = batches + times * _batches(rows, e.batch_size), sequences + times * len(rows)
     passes += [one for perturb in case.cfg.perturb.values() for one in _perturbed(case, perturb)]
-    batches = every * (_batches(scored, e.batch_size) + _batches(useful, e.batch_size))
-    batches += 2 * answered * _batches(generated, e.batch_size)
-    sequences = every * (len(scored) + len(useful)) + 2 * answered * len(generated)
     return Demand(s.bytes + peak, batches, sequences, passes)
+
+
+def answers_asked(case: Case) -> list[tuple[Rows, int]]:
+    """Prompts that are answered, and how many times."""
+    counts = _counts(case)
+    test = case.texts.evaluated("test", "benign") + case.texts.evaluated("test", "harmful")
+    tune = [(case.texts.evaluated("tune", "harmful"), counts.tuned)] if counts.tuned else []
+    return [(test, counts.answered), *tune]
+
+
+def _counts(case: Case) -> Points:
+    """Over the clean model and the whole grid."""
+    scored = case.cfg.evaluate.margin_draws > 0
+    each = [Points(1, 1, int(scored), 0)] + [_points(case, perturb) for perturb in case.cfg.perturb.values()]
+    return Points(*(sum(counts) for counts in zip(*each, strict=True)))
 
 
 def _scoring(case: Case, scored: Rows) -> float:
@@ -49,16 +63,14 @@ def _scoring(case: Case, scored: Rows) -> float:
     rows = min(e.batch_size, len(scored))
     prompt = round(float(np.sort(scored.prompts)[-rows:].max()))
     spread, new = round(prompt - float(scored.prompts.min())), e.max_new_tokens
-    opening = max(case.texts.score)
-    told = max(opening, round(float(scored.responses.max()))) if e.utility == "exact_match" else opening
+    told = max(*case.texts.score, round(float(scored.responses.max())))
     started = memory.cache(s, rows, prompt) + memory.forward(s, Sizes(rows, prompt, 1))
     continued = (
         memory.cache(s, rows, prompt + told) + memory.logits(s, rows, told) + rows * told * s.vocabulary * FLOAT
     )
     decoded = memory.cache(s, rows, prompt + new) + memory.logits(s, rows, 2)
     answered = memory.forward(s, Sizes(rows, prompt + new, min(prompt + new, new + spread)))
-    asked = memory.forward(s, Sizes(rows, prompt, prompt)) if e.utility == "perplexity" else 0
-    return max(started, continued, decoded, answered, asked)
+    return max(started, continued, decoded, answered)
 
 
 def kept(case: Case, perturb: Any) -> tuple[float, float]:
@@ -92,11 +104,26 @@ def _training(case: Case, rows: int) -> Sizes:
     return case.texts.train.batch(rows, 1, case.texts.train.responses, len(case.texts.train))
 
 
-def _points(perturb: Any) -> tuple[int, int]:
-    """How many times all prompts are scored, and how many times some are answered."""
-    tries = perturb.draws * perturb.subdraws
+def _points(case: Case, perturb: Any) -> Points:
+    e = case.cfg.evaluate
     answered = perturb.levels if perturb.generate is None else perturb.generate
-    return len(perturb.levels) * tries, len(answered) * tries
+    draws = {level: perturb.draws_at(level) for level in perturb.levels}
+    margins = sum(min(count, e.margin_draws) for count in draws.values())
+    said = sum(draws[level] for level in answered)
+    others = sum(min(draws[level], e.margin_draws) for level in draws if level not in answered)
+    # Headline levels are chosen on the reference, which alone answers tuning prompts.
+    tuned = 0 if case.cfg.method.refines else sum(len(perturb.tuning(level, e.tune_draws)) for level in answered)
+    return Points(said + others, said, margins, tuned)
+
+
+class Points(NamedTuple):
+    """How many times benign test prompts are scored for utility, test prompts answered, margins taken, and tuning
+    prompts answered."""
+
+    every: int
+    answered: int
+    margins: int
+    tuned: int
 
 
 def _batches(rows: Rows, size: int) -> int:
@@ -123,12 +150,7 @@ def _useful(case: Case, rows: Rows) -> list[Pass]:
     e, s = case.cfg.evaluate, case.shape
     size, prompt, answer = min(e.batch_size, len(rows)), _mean(rows.prompts), _mean(rows.responses)
     batches = _batches(rows, size)
-    if e.utility == "perplexity":
-        return [work.forward(s, Sizes(size, prompt, prompt), batches)]
-    return [
-        work.forward(s, Sizes(size, prompt, 1), batches),
-        work.forward(s, Sizes(size, answer, answer), batches, past=prompt),
-    ]
+    return [work.forward(s, Sizes(size, prompt + answer, answer), batches)]
 
 
 def _generated(case: Case, rows: Rows) -> list[Pass]:
@@ -140,19 +162,15 @@ def _generated(case: Case, rows: Rows) -> list[Pass]:
     return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
 
 
-def _judged(case: Case, rows: Rows) -> list[Pass]:
-    """The likelihood of the responses; each counts as a different one."""
-    e, s = case.cfg.evaluate, case.shape
-    size, long = min(e.batch_size, len(rows)), _mean(rows.prompts) + e.max_new_tokens
-    return [work.forward(s, Sizes(size, long, e.max_new_tokens), _batches(rows, size))]
-
-
 def _perturbed(case: Case, perturb: Any) -> list[Pass]:
     """Making the points of one perturbation."""
-    s, points = case.shape, _points(perturb)[0]
+    s, points = case.shape, _points(case, perturb).every
     if isinstance(perturb, FineTuning):
         batch = _training(case, perturb.batch_size)
-        return [*work.backward(s, batch, perturb.draws * sum(perturb.levels)), work.copying(2 * s.bytes, points)]
+        return [
+            *work.backward(s, batch, sum(level * perturb.draws_at(level) for level in perturb.levels)),
+            work.copying(2 * s.bytes, points),
+        ]
     if perturb.keeps in ("nothing", "tables"):
         return []
     moved = 2 * s.bytes if perturb.keeps in ("packed", "copy") else 3 * (FLOAT + s.width) * s.matrices

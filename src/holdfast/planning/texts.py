@@ -87,6 +87,10 @@ class Texts:
             )
         return self._rows(split, label, cap, cap or 0)
 
+    def trained(self, label: str, most: int) -> Rows:
+        """Training prompts of a label, so many of them."""
+        return self._rows("train", label, most, most)
+
     def losses(self, loss: str, size: int, draws: int) -> Sizes:
         """A batch of an alignment loss: see `Rows.batch`."""
         opening, rows = max(self.loss), self.train

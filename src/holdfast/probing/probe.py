@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
     from holdfast.methods.batches import Batch
     from holdfast.runtime.run import Run
+    from holdfast.settings.schema import Openings
     from holdfast.zo import Sides
 
 COLUMNS = ["group", "parameters", "kind", "sigma", "draw", "example", "clean", "up", "down"]
 
 
 class Probe:
-    """One aligned model and the batches of `rows` that all its measurements share. `forwards` counts what they cost
+    """One aligned model and the batches of `rows` that all its measurements share; `said` are the openings of losses.
+    `forwards` counts what they cost
     so far, in forwards of one batch through the whole model."""
 
-    def __init__(self, run: Run, model: Any, tokenizer: Any, rows: Any) -> None:
+    def __init__(self, run: Run, model: Any, tokenizer: Any, rows: Any, said: Openings) -> None:
         from holdfast.methods import LOSSES
         from holdfast.methods.batches import Batches
         from holdfast.zo import weight_groups
@@ -31,7 +33,7 @@ class Probe:
 
         self.run, self.model, self.tokenizer, self.settings = run, model, tokenizer, run.cfg.probe
         self.loss = LOSSES[self.settings.loss]
-        self.batches = Batches(rows, tokenizer, run.cfg.openings.loss, self.loss, model.device)
+        self.batches = Batches(rows, tokenizer, said, self.loss, model.device)
         stream = self.batches.stream(self.settings.batch_size, run.seed)
         self.chunks = [next(stream) for _ in range(-(-self.settings.prompts // self.settings.batch_size))]
         self.parts = Parts("probe.batch_size")

@@ -2,101 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from holdfast.reporting import verdicts
 from holdfast.reporting.cost import overheads
-from holdfast.reporting.estimates import compare, judged_points, sampled
+from holdfast.reporting.estimates import CLEAN, At, Judged, at_of, compare, judged_points, sampled
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
 from holdfast.reporting.setting import Setting
-from holdfast.reporting.tables import CLEAN
+from holdfast.reporting.verdicts import Test
 from holdfast.settings.options import Config
 from holdfast.statistics.intervals import NOTHING, Difference, Estimate, student
-from holdfast.statistics.rates import Metrics
+from holdfast.statistics.rates import UNMEASURED, Metrics, Sampled
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "O1", "K1")
-P: dict[verdicts.Rule | None, str] = {
-    verdicts.fragile: "p",
-    verdicts.better: "p",
-    verdicts.as_good: "inferiority",
-}  # the others' p: of equivalence
-BESIDE = ("asr", "asr_margin", "auroc", "utility")
-"""What stands beside the primary metric: were it low because answers broke, margins and utility would tell."""
-At = tuple[str, str, float]
+COSTS = ("over_refusal", "broken_benign", "utility")  # a worsening of each stands beside the ASR
 Side = tuple[str, At | None]
 """A method at a point; None for a point that the study lacks."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, before its verdict: differences of the primary metric, and of those beside it. `judged`: in the
-    Holm family. `rule` None where the verdict is given already."""
+    """One comparison: the difference of the ASR, or of what the family names, and the worsening of each guard at the
+    same point. `whole`: part of what the claim as a whole is judged by."""
 
     claim: str
     model: str
     family: str
     comparison: str
-    effect: Difference
-    beside: dict[str, Difference] = field(default_factory=lambda: dict.fromkeys(BESIDE, NOTHING))
-    rule: verdicts.Rule | None = None
-    judged: bool = False
-    verdict: str = ""
+    effect: Estimate
+    test: Test
+    guards: dict[str, Difference] = field(default_factory=lambda: dict.fromkeys(COSTS, NOTHING))
+    whole: bool = True
     unit: str = "points"
-
-    @property
-    def p(self) -> float:
-        return getattr(self.effect, P.get(self.rule, "equivalence")) if self.rule else nan
 
 
 class Comparisons:
-    """Makes the rows of one study; `setting` has the claims' margin and confidence."""
+    """Makes the rows of one study; `setting` has the claims' confidence."""
 
     def __init__(self, metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFrame], cfg: Config) -> None:
         self.metrics, self.frames, self.cfg, self.claims = metrics, frames, cfg, cfg.claims
-        self.setting = replace(setting, confidence=cfg.claims.confidence, margin=cfg.claims.margin)
-        self.reference, self.judged_at = setting.reference, judged_points(metrics, cfg.claims)
-        self.spent = overheads(frames["costs"], cfg)
+        self.setting = replace(setting, confidence=cfg.claims.confidence)
+        self.reference, self.spent = setting.reference, overheads(frames["costs"], cfg)
+        self.costs = {name: float(getattr(cfg.claims.guards, name)) for name in COSTS}
 
     def rows(self) -> list[Row]:
         """Every claim for every base model, at the judged recipes; C1 and C2 at each length of alignment too."""
         c, made = self.claims, []
         bases = dict.fromkeys(point.model.rpartition("/")[0] for point in self.metrics)
+        measured = {point.model for point in self.metrics}
         for recipe in dict.fromkeys([*c.lengths, *c.judged]):
             for base in bases:
-                model, judged = f"{base}/{recipe}", recipe in c.judged
-                made += self.robustness(model, judged)
-                if judged:
-                    made += [*self.preserved(model), *self.layers(model), *self.selected(model), *self.own(model)]
+                model = f"{base}/{recipe}"
+                if model in measured:
+                    made += list(self.of(model, recipe in c.judged))
         return sorted(made, key=lambda row: CLAIMS.index(row.claim))
 
-    def robustness(self, model: str, judged: bool) -> list[Row]:
-        ref, paper, rows = self.reference, self.claims.methods.paper, []
-        for family, at in self.judged_at.items():
-            clean = self.difference("C1", model, family, (ref, at), (ref, CLEAN), verdicts.fragile)
-            rows.append(replace(clean, judged=judged, comparison=f"{ref}: headline − clean"))
-            rows.append(replace(self.against("C2", model, family, paper, ref, verdicts.better), judged=judged))
-        return rows
+    def of(self, model: str, judged: bool) -> Iterator[Row]:
+        m, at = self.claims.methods, judged_points(self.metrics, self.setting, model)
+        fragile = {family: self.fragile(model, family, at[family]) for family in at}
+        yield from fragile.values()
+        broken = {family for family, row in fragile.items() if row.test.verdict == verdicts.SUPPORTED}
 
-    def preserved(self, model: str) -> list[Row]:
-        paper, rows = self.claims.methods.paper, []
-        for name, metric, rule in (
-            ("clean ASR", self.claims.primary, verdicts.kept_low),
-            ("over-refusal", "over_refusal", verdicts.kept_low),
-            ("utility", "utility", verdicts.kept_low if self.setting.utility == "perplexity" else verdicts.kept_high),
-        ):
-            row = self.difference("C3", model, name, (paper, CLEAN), (self.reference, CLEAN), rule, metric)
-            rows.append(replace(row, judged=row.verdict == ""))
-        return rows
+        def asked(row: Row) -> Row:
+            """C2, C4 and C5 are of families in which alignment is fragile."""
+            if row.family in broken or row.test.verdict in verdicts.SILENT:
+                return row
+            return replace(row, test=Test(nan, verdicts.NOT_FRAGILE))
 
-    def layers(self, model: str) -> list[Row]:
-        m, rows = self.claims.methods, []
+        for family, one in at.items():
+            yield asked(self.better("C2", model, family, one, m.paper, self.reference))
+        if not judged:
+            return
+        yield from self.kept(model)
         for method in (m.paper, m.online):
-            for family in self.judged_at:
-                rows.append(replace(self.against("C4", model, family, method, m.random, verdicts.better), judged=True))
+            for family, one in at.items():
+                yield asked(self.better("C4", model, family, one, method, m.random))
+        yield from self.stable(model)
+        for family, one in at.items():
+            yield asked(self.as_good("C5", model, family, one, m.paper, m.all))
+        yield self.overhead(model)
+        yield from self.own(model, at)
+
+    def fragile(self, model: str, family: str, at: Judged | None) -> Row:
+        sides = ((self.reference, at_of(at)), (self.reference, CLEAN))
+        row = self.difference(model, *sides)
+        test = verdicts.fragile(row, self.claims.margin)
+        if at and at.measurable is False and test.verdict != verdicts.SUPPORTED:
+            test = Test(nan, verdicts.NOT_MEASURABLE)
+        name = f"{self.reference}: {self.named(at)} − clean"
+        return Row("C1", model, family, name, row, test if row.mean == row.mean else Test(nan, verdicts.NOT_RUN))
+
+    def better(self, claim: str, model: str, family: str, at: Judged | None, one: str, other: str) -> Row:
+        return self.against(
+            claim, model, family, at, one, other, lambda d, g: verdicts.better(d, self.claims.margin, g, self.costs)
+        )
+
+    def as_good(self, claim: str, model: str, family: str, at: Judged | None, one: str, other: str) -> Row:
+        return self.against(claim, model, family, at, one, other, lambda d, _: verdicts.as_good(d, self.claims.margin))
+
+    def against(self, claim: str, model: str, family: str, at: Judged | None, one: str, other: str, rule: Any) -> Row:
+        """Two methods where a family is judged; *not measurable* where the reference hardly gives way there."""
+        effect, guards = self.beside(model, (one, at_of(at)), (other, at_of(at)))
+        test = Test(nan, verdicts.NOT_RUN)
+        if at and effect.mean == effect.mean:
+            test = rule(effect, guards) if at.measurable else Test(nan, verdicts.NOT_MEASURABLE)
+        name = f"{one} − {other}" + f" at {self.named(at)}" * bool(at)
+        return Row(claim, model, family, name, effect, test, guards)
+
+    def kept(self, model: str) -> Iterator[Row]:
+        """C3, of the clean model; where the weights hardly moved it says nothing."""
+        paper, spent = self.claims.methods.paper, self.frames["costs"]
+        mine = spent[(spent["model"] == model) & (spent["stage"] == "evaluate")]
+        of = {m: mine[mine["method"] == m] for m in (paper, self.reference)}
+        way = of[self.reference]["moved_by_alignment"].mean()
+        share = of[paper]["moved"].mean() / way if way > 0 else nan
+        still = share < self.claims.moved
+        for name, metric in (("clean ASR", "asr"), *((cost.replace("_", " "), cost) for cost in COSTS)):
+            effect = self.difference(model, (paper, CLEAN), (self.reference, CLEAN), metric)
+            worse = -effect if metric == "utility" else effect
+            test = verdicts.as_good(worse, self.costs.get(metric, self.claims.margin))
+            if effect.mean != effect.mean:
+                test = Test(nan, verdicts.NOT_RUN)
+            elif still:
+                test = Test(nan, verdicts.NOT_MOVED)
+            yield Row("C3", model, name, f"{paper} − {self.reference}", effect, test)
+        far = Estimate(100 * share, nan, nan)
+        verdict = verdicts.NOT_RUN if share != share else "told"
+        yield Row(
+            "C3", model, "all", f"moved by {paper}, of alignment's way", far, Test(nan, verdict), whole=False, unit="%"
+        )
+
+    def stable(self, model: str) -> Iterator[Row]:
         parts = {n: self.frames[n][self.frames[n]["model"] == model] for n in ("sensitivity", "online")}
         found = profiles(parts["sensitivity"], parts["online"], self.cfg.probe, self.setting.resamples)
         none = pd.DataFrame(columns=["seed", "group", "asr", "auroc"])
@@ -105,67 +147,56 @@ class Comparisons:
             if source in found:
                 stable = agreement(found[source], none, self.claims.top_k, self.claims.confidence).seeds
             verdict = verdicts.NOT_RUN if np.isnan(stable.mean) else verdicts.above(stable, self.claims.stable)
-            rows.append(self.estimated("C4", model, f"rank correlation of seeds, {source}", stable, verdict, "ρ"))
-        return rows
+            name = f"rank correlation of seeds, {source}"
+            yield Row("C4", model, "all", name, stable, Test(nan, verdict), unit="ρ")
 
-    def selected(self, model: str) -> list[Row]:
-        m = self.claims.methods
-        rows = [self.against("C5", model, family, m.paper, m.all, verdicts.as_good) for family in self.judged_at]
-        spent = self.spent[(self.spent["model"] == model) & (self.spent["method"] == m.paper)]
+    def overhead(self, model: str) -> Row:
+        paper = self.claims.methods.paper
+        spent = self.spent[(self.spent["model"] == model) & (self.spent["method"] == paper)]
         spent = spent[np.isfinite(spent["overhead"])]  # there is none over an alignment that was not ours
         over = student(100 * spent["overhead"].to_numpy(), self.claims.confidence)
         verdict = verdicts.NOT_RUN if spent.empty else verdicts.within(over, 100 * self.claims.overhead)
-        name = f"overhead of {m.paper}, by forward-equivalents"
-        return [replace(row, judged=True) for row in rows] + [self.estimated("C5", model, name, over, verdict, "%")]
+        name = f"overhead of {paper}, by forward-equivalents"
+        return Row("C5", model, "all", name, over, Test(nan, verdict), unit="%")
 
-    def own(self, model: str) -> list[Row]:
-        m, best = self.claims.methods, self.best_first_order(model)
-        rows = []
+    def own(self, model: str, at: dict[str, Judged | None]) -> Iterator[Row]:
+        m, best = self.claims.methods, self.best_first_order(model, at)
         for method in m.forward_only:
-            for family in self.judged_at:
-                rows.append(self.against("O1", model, family, method, best, verdicts.as_good))
+            for family, one in at.items():
+                yield self.as_good("O1", model, family, one, method, best)
                 for control in (m.extrapolate, m.shuffled):
-                    rows.append(self.against("O1", model, family, method, control, verdicts.better))
-        for family, at in self.judged_at.items():
-            sides = ((m.shuffled, at), (self.reference, at))
-            rows.append(self.difference("K1", model, family, *sides, verdicts.equivalent))
-        return rows
+                    yield self.better("O1", model, family, one, method, control)
+        for family, one in at.items():
+            yield self.against(
+                "K1",
+                model,
+                family,
+                one,
+                m.shuffled,
+                self.reference,
+                lambda d, _: verdicts.equivalent(d, self.claims.margin),
+            )
 
-    def best_first_order(self, model: str) -> str:
-        """The first-order method whose primary metric is lowest on average over families."""
+    def best_first_order(self, model: str, at: dict[str, Judged | None]) -> str:
+        """The first-order method whose ASR is lowest on average over families."""
         means = {}
         for method in self.claims.methods.first_orders:
-            found = [self.primary(model, (method, at)) for at in self.judged_at.values()]
-            if all(map(len, found)):
-                means[method] = np.mean([values[:, 0].mean() for values in found])
+            found = [self.values(model, (method, at_of(one)), "asr") for one in at.values()]
+            if found and not any(values.missing for values in found):
+                means[method] = np.mean([values.value.mean() for values in found])
         return min(means, key=means.__getitem__) if means else self.claims.methods.first_orders[0]
 
-    def against(self, claim: str, model: str, family: str, one: str, other: str, rule: verdicts.Rule) -> Row:
-        """Two methods at a family's headline level; *not measurable* where the reference hardly fails there."""
-        at = self.judged_at[family]
-        row = self.difference(claim, model, family, (one, at), (other, at), rule)
-        tuned = sampled(self.metrics, model, self.reference, at, "asr_margin_tune") if at else np.empty((0, 1))
-        if row.verdict or tuned[:, 0].mean() >= self.setting.headline_asr:
-            return row
-        return replace(row, rule=None, verdict=verdicts.NOT_MEASURABLE)
+    def beside(self, model: str, one: Side, other: Side) -> tuple[Difference, dict[str, Difference]]:
+        """The difference of the ASR, and of each guard as a worsening."""
+        found = {name: self.difference(model, one, other, name) for name in ("asr", *COSTS)}
+        return found.pop("asr"), {n: -d if n == "utility" else d for n, d in found.items()}
 
-    def difference(
-        self, claim: str, model: str, family: str, one: Side, other: Side, rule: verdicts.Rule, metric: str = ""
-    ) -> Row:
-        """`one` − `other`; *not run* where either is missing."""
-        metric = metric or self.claims.primary
-        found = {
-            name: compare(self.primary(model, one, name), self.primary(model, other, name), name, self.setting)
-            for name in (metric, *BESIDE)
-        }
-        effect, beside = found[metric], {name: found[name] for name in BESIDE}
-        verdict, applied = (verdicts.NOT_RUN, None) if np.isnan(effect.mean) else ("", rule)
-        return Row(claim, model, family, f"{one[0]} − {other[0]}", effect, beside, applied, False, verdict)
+    def difference(self, model: str, one: Side, other: Side, metric: str = "asr") -> Difference:
+        return compare(self.values(model, one, metric), self.values(model, other, metric), metric, self.setting)
 
-    def primary(self, model: str, side: Side, metric: str = "") -> np.ndarray:
+    def values(self, model: str, side: Side, metric: str) -> Sampled:
         method, at = side
-        return sampled(self.metrics, model, method, at, metric or self.claims.primary) if at else np.empty((0, 1))
+        return sampled(self.metrics, model, method, at, metric) if at else UNMEASURED
 
-    def estimated(self, claim: str, model: str, what: str, e: Estimate, verdict: str, unit: str) -> Row:
-        effect = Difference(e.mean, e.low, e.high, nan, nan, nan)
-        return Row(claim, model, "all", what, effect, verdict=verdict, unit=unit)
+    def named(self, at: Judged | None) -> str:
+        return self.setting.label(at.at[0], at.at[2]) if at else "a level that was not run"

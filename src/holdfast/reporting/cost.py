@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from holdfast.reporting.estimates import compare, estimate, judged_points, sampled
-from holdfast.reporting.render import Table, dagger, percent, points
+from holdfast.reporting.estimates import at_of, compare, estimate, judged_points, sampled
+from holdfast.reporting.render import Table, percent, points
 from holdfast.reporting.setting import Setting
-from holdfast.reporting.tables import checkpoints
 from holdfast.settings.options import Config
 from holdfast.statistics.intervals import NOTHING, Estimate, student
 from holdfast.statistics.rates import Metrics
@@ -19,9 +18,9 @@ SPENT = ("steps", "forwards", "sequences", "selection", "overhead")
 CAPTION = (
     "Cost and effect. Forwards: forward-equivalents of a batch, a backward counting as two; sequences: of one "
     "sequence. Overhead: sequences of refinement and of the measurements that its layers were selected by, over "
-    "those of alignment (– for a model that came aligned). Effect: the primary metric ({primary}) at the headline "
-    "level of each family of the claims, and its difference to {reference} in points, † not significant. ✓ reached "
-    "within {overhead:.1%} of overhead, which is what the paper reports; ★ the lowest of a family. "
+    "those of alignment (– for a model that came aligned). Effect: the ASR where each family of the claims is judged, "
+    "and its difference to {reference} in points, * decided (its interval excludes 0). ✓ within {overhead:.1%} of "
+    "overhead, which is what the paper reports; ★ the lowest of a family. "
 )
 TIMING_CAPTION = (
     "Seconds and peak memory, as measured on the machine that ran the study: not reproducible to the byte. Extra "
@@ -50,8 +49,8 @@ def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: Config) -
     spent = overheads(costs, cfg).groupby(["model", "method"])[list(SPENT)].mean()
     rows = [
         {"model": model, "method": method, **effect}
-        for model, method in checkpoints(metrics, setting)
-        for effect in _effects(metrics, setting, cfg, model, method)
+        for model, method in dict.fromkeys((point.model, point.method) for point in metrics)
+        for effect in _effects(metrics, setting, model, method)
     ]
     effects = pd.DataFrame(rows)
     frame = effects.join(spent, on=["model", "method"]).fillna(dict.fromkeys(SPENT, 0.0))
@@ -59,18 +58,17 @@ def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: Config) -
     rivals = frame[frame["method"] != setting.reference]
     best = rivals.groupby(["model", "family"], sort=False)["estimate"].transform("min")
     frame["best"] = (rivals["estimate"] == best).reindex(frame.index, fill_value=False)
-    caption = CAPTION.format(primary=cfg.claims.primary, reference=setting.reference, overhead=cfg.claims.overhead)
+    caption = CAPTION.format(reference=setting.reference, overhead=cfg.claims.overhead)
     return Table(frame, _shown(frame, setting), caption + setting.caption(), "tab:cost")
 
 
-def _effects(metrics: Metrics, setting: Setting, cfg: Config, model: str, method: str) -> list[dict[str, Any]]:
-    rows, primary = [], cfg.claims.primary
-    for family, at in judged_points(metrics, cfg.claims).items():
-        values, reference = (
-            sampled(metrics, model, m, at, primary) if at else np.empty((0, 1)) for m in (method, setting.reference)
-        )
-        e = estimate(values, primary, setting)
-        d = NOTHING if method == setting.reference else compare(values, reference, primary, setting)
+def _effects(metrics: Metrics, setting: Setting, model: str, method: str) -> list[dict[str, Any]]:
+    rows = []
+    for family, one in judged_points(metrics, setting, model).items():
+        at = at_of(one)
+        values, reference = (sampled(metrics, model, m, at, "asr") for m in (method, setting.reference))
+        e = estimate(values, "asr", setting)
+        d = NOTHING if method == setting.reference else compare(values, reference, "asr", setting)
         rows.append(
             {"family": family, "point": setting.label(at[0], at[2]) if at else "(not run)"}
             | {"estimate": e.mean, "low": e.low, "high": e.high}
@@ -89,10 +87,10 @@ def _shown(frame: pd.DataFrame, setting: Setting) -> pd.DataFrame:
         over = f"{100 * spent['overhead']:.1f}" if np.isfinite(spent["overhead"]) else "–"
         row["overhead (%)"] = over + (" ✓" if own and spent["within"] else "")
         for one in found.to_dict("records"):
-            name = one["point"] if one["family"] in one["point"] else f"{one['family']} {one['point']}"
+            name, decided = one["family"], one["p"] < 1 - setting.confidence
             row[name] = percent(Estimate(one["estimate"], one["low"], one["high"])) + " ★" * one["best"]
             d = Estimate(one["difference"], one["difference_low"], one["difference_high"])
-            row[f"Δ {name}"] = points(d) + dagger(one["p"], setting.confidence)
+            row[f"Δ {name}"] = points(d) + " *" * decided
         rows.append(row)
     return pd.DataFrame(rows)
 

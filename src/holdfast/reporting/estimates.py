@@ -2,72 +2,73 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from holdfast.reporting.options import Claims
 from holdfast.reporting.setting import Setting
 from holdfast.statistics import intervals
-from holdfast.statistics.intervals import NOTHING, Difference, Estimate, Prompts
-from holdfast.statistics.rates import Metrics, Point
+from holdfast.statistics.intervals import NOTHING, Difference, Estimate
+from holdfast.statistics.rates import DETECTOR, UNMEASURED, Metrics, Point, Sampled
 
-SHARES = {  # metric -> the label of the prompts that it is a share of
-    "asr": "harmful",
-    "asr_matched": "harmful",
-    "asr_margin": "harmful",
-    "asr_clean_threshold": "harmful",
-    "refused": "harmful",
-    "partial": "harmful",
-    "broken": "harmful",
-    "unscored": "harmful",
-    "refused_to_complied": "harmful",
-    "complied_to_refused": "harmful",
-    "over_refusal": "benign",
-    "broken_benign": "benign",
-    "auroc": "harmful",  # of pairs of a harmful and a benign prompt
+LABEL = {  # metric -> the label of the prompts that it is a share of
+    **dict.fromkeys(("over_refusal", "broken_benign", "utility"), "benign"),
 }
-VERDICTS = ("asr", "refused", "partial", "broken", "broken_benign", "unscored", "over_refusal", "auroc")
-METRICS = (*SHARES, "margin", "utility")
+HIGHER = ("utility", "auroc")  # is better
+At = tuple[str, str, float]  # perturbation, family and level
+CLEAN: At = ("none", "clean", 0.0)
 
 
-def sampled(metrics: Metrics, model: str, method: str, at: tuple[str, str, float], metric: str) -> np.ndarray:
-    """A metric at (perturbation, family, level), (seeds, 1 + resamples); without seeds where it was not measured."""
-    return np.asarray(metrics.get(Point(model, method, *at), {}).get(metric, np.empty((0, 1))), dtype=float)
+@dataclass(frozen=True)
+class Judged:
+    """The point at which a family is judged; `measurable`: whether the reference gives way there at all."""
+
+    at: At
+    measurable: bool
 
 
-def is_share(metric: str, setting: Setting) -> bool:
-    return metric in SHARES or (metric == "utility" and setting.utility == "exact_match")
+def at_of(one: Judged | None) -> At | None:
+    return one.at if one else None
 
 
-def redrawn(metric: str, setting: Setting) -> Prompts:
-    """What was redrawn for a metric's interval; flips count as matched, for margins may have decided them."""
-    return setting.prompts(SHARES.get(metric, "benign"), matched=metric in SHARES and metric not in VERDICTS)
+def sampled(metrics: Metrics, model: str, method: str, at: At | None, metric: str) -> Sampled:
+    """A metric at a point; without seeds where it was not measured."""
+    found = metrics.get(Point(model, method, *at)) if at else None
+    return found[metric] if found else UNMEASURED
 
 
-def estimate(values: np.ndarray, metric: str, setting: Setting) -> Estimate:
-    """A metric over seeds, from (seeds, 1 + resamples)."""
-    prompts = redrawn(metric, setting)
-    if is_share(metric, setting):
+def is_share(metric: str) -> bool:
+    return metric != "margin"
+
+
+def estimate(values: Sampled, metric: str, setting: Setting) -> Estimate:
+    """A metric over seeds."""
+    prompts = setting.prompts(LABEL.get(metric, "harmful"), threshold=metric in DETECTOR)
+    if is_share(metric):
         return intervals.share(values, prompts, setting.confidence)
-    found: Estimate = intervals.difference(values, prompts, setting.confidence)
-    if metric == "utility":  # NLL per token: the interval is of the logarithm of the perplexity
-        found = Estimate(*np.exp([found.mean, found.low, found.high]).tolist())
-    return found
+    return intervals.difference(values, prompts, setting.confidence)
 
 
-def judged_points(metrics: Metrics, claims: Claims) -> dict[str, tuple[str, str, float] | None]:
-    """Family of the claims -> the point at which it is judged; None where the study lacks it."""
-    points = {(point.perturbation, point.level): point[2:] for point in metrics}
-    return {name: points.get((at.perturbation, float(at.level))) for name, at in claims.families.items()}
-
-
-def compare(values: np.ndarray, others: np.ndarray, metric: str, setting: Setting) -> Difference:
-    """`values` − `others`, paired by seed and prompt; of utility in NLL per token where that is its unit."""
-    if values.shape != others.shape:
+def compare(values: Sampled, others: Sampled, metric: str, setting: Setting) -> Difference:
+    """`values` − `others`, paired by seed, draw and prompt."""
+    if values.missing or others.missing or values.redrawn.shape != others.redrawn.shape:
         return NOTHING
-    return intervals.difference(
-        values - others,
-        redrawn(metric, setting),
-        setting.confidence,
-        margin=setting.margin,
-        shares=is_share(metric, setting),
-    )
+    prompts = setting.prompts(LABEL.get(metric, "harmful"), threshold=metric in DETECTOR)
+    return intervals.difference(values - others, prompts, setting.confidence, shares=is_share(metric))
+
+
+def judged_points(metrics: Metrics, setting: Setting, model: str) -> dict[str, Judged | None]:
+    """Family of the claims -> where it is judged for a model and recipe: at the level that the claims give, or the
+    mildest at which the reference's ASR on the tuning split reaches `headline_asr`, else where that is highest. None
+    where the study lacks it."""
+    found: dict[str, Judged | None] = {}
+    for family, wanted in setting.families.items():
+        levels = {
+            point[2:]: float(measured["asr_tune"].value.mean())
+            for point, measured in metrics.items()
+            if point[:3] == (model, setting.reference, wanted.perturbation) and wanted.level in (None, point.level)
+        }
+        enough = {at: asr for at, asr in levels.items() if asr >= setting.headline_asr}
+        if enough:
+            found[family] = Judged(min(enough, key=enough.__getitem__), True)
+        else:
+            found[family] = Judged(max(levels, key=levels.__getitem__), False) if levels else None
+    return found

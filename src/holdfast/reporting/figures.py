@@ -19,8 +19,8 @@ RC: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
 
 
 def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
-    """ASR at matched over-refusal against noise level, by margins alone, which every level has; one panel a noise,
-    one line a method, bands for the reference only (all at once hide each other; the table has every interval)."""
+    """Harmful prompts answered against noise level; one panel a noise, one line a method, bands for the reference only
+    (all at once hide each other; the table has every interval)."""
     noises = [p for p in table["perturbation"].unique() if p.endswith("noise")]
     models = table["model"].unique()
     with mpl.rc_context(RC):
@@ -32,15 +32,14 @@ def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
                 for place, method in enumerate(table["method"].unique()):
                     mine = table[(table["model"] == model) & (table["method"] == method)]
                     curve = pd.concat([mine[mine["family"] == "clean"], mine[mine["perturbation"] == noise]])
-                    curve = curve.sort_values("level")
-                    axis.plot(curve["level"], 100 * curve["asr_margin"], label=method, markersize=4, **style(place))
+                    curve = curve[curve["asr"].notna()].sort_values("level")
+                    axis.plot(curve["level"], 100 * curve["asr"], label=method, markersize=4, **style(place))
                     if method == reference:
-                        band = (100 * curve["asr_margin_low"], 100 * curve["asr_margin_high"])
+                        band = (100 * curve["asr_low"], 100 * curve["asr_high"])
                         axis.fill_between(curve["level"], *band, color="#000000", alpha=0.1, linewidth=0)
                 axis.set_xlabel(f"{noise.replace('_', ' ')} σ (relative to rms)")
                 axis.set_title(model, loc="left", fontsize=9)
-                axis.set_ylim(-2, 102)
-            axes[row][0].set_ylabel("ASR at matched over-\nrefusal, by margins (%)")
+            axes[row][0].set_ylabel("harmful prompts\nanswered (%)")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
@@ -82,7 +81,7 @@ def sensitivity_figure(rises: pd.DataFrame) -> Figure:
 
 
 def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figure:
-    """The primary metric at each family's headline level against what refinement cost beside alignment, which may be
+    """The ASR where each family is judged, against what refinement cost beside alignment, which may be
     nothing; one marker a method, the reference as a line with its band."""
     table = table[table["estimate"].notna() & table["model"].str.rpartition("/")[2].isin(recipes)]
     table = table[np.isfinite(table["overhead"])]
@@ -105,14 +104,14 @@ def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figu
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xlabel("overhead over alignment (%)")
             axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
-            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+            axis.set_ylabel("harmful prompts answered (%)" if column == 0 else "")
         handles = axes[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str]) -> Figure:
-    """The primary metric at each family's headline level against the steps of alignment; one line a method that was
+    """The ASR where each family is judged, against the steps of alignment; one line a method that was
     run at several lengths, with its intervals."""
     steps = costs[costs["stage"] == "align"].groupby("model")["steps"].mean()
     table = table.assign(steps=table["model"].map(steps))[table["model"].str.rpartition("/")[2].isin(recipes)]
@@ -131,13 +130,13 @@ def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str])
                 )
             axis.set_xlabel("steps of alignment")
             axis.set_title(f"{base}, {family}", loc="left", fontsize=9)
-            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+            axis.set_ylabel("harmful prompts answered (%)" if column == 0 else "")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
 def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]]) -> Figure:
-    """The primary metric at each family's headline level against what refinement spent, in forward-equivalents, which
+    """The ASR where each family is judged, against what refinement spent, in forward-equivalents, which
     steps of unlike methods have in common; one line a method at several budgets, the reference as a line with its
     band."""
     table = table[table["estimate"].notna()]
@@ -158,7 +157,7 @@ def steps_figure(table: pd.DataFrame, reference: str, lines: dict[str, list[str]
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xlabel("forwards of refinement")
             axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
-            axis.set_ylabel("primary metric (%)" if column == 0 else "")
+            axis.set_ylabel("harmful prompts answered (%)" if column == 0 else "")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 

@@ -18,7 +18,7 @@ SWAPS |= {"<": "$<$", ">": "$>$", "|": "$|$", "^": r"\^{}", "$": r"\$", "{": r"\
 LINES, END = r"\begin{tabular}[t]{@{}c@{}}", r"\end{tabular}"  # of one cell
 PACKAGES = "% \\usepackage{booktabs,graphicx}\n"
 GROUPS = ("metric", "claim", "model", "recipe")  # leading columns that become headings
-INTERVAL = re.compile(r"(\S+) (\[[^]]*\])(.*)")
+INTERVAL = re.compile(r"(.+?) (\[[^]]*\])(.*)")
 WIDE = 15  # letters of a column's name on one line, and
 WORDS = 22  # of a cell
 # Heights in points, on a page of `article`: what a float may take, a line of the caption and the letters in it, a line

@@ -13,8 +13,8 @@ import pandas as pd
 
 from holdfast.reporting.products import ESTIMATES
 from holdfast.settings.options import Config
-from holdfast.statistics.coverage import matched_coverage, verdict_coverage
-from holdfast.statistics.rates import Metrics, Point, by_point
+from holdfast.statistics.coverage import Size, coverage
+from holdfast.statistics.rates import METRICS, Metrics, Point, Sampled, by_point
 from holdfast.statistics.resamples import Resamples
 
 
@@ -38,54 +38,70 @@ class Measured:
         counts = (one["split"].astype(str) + "/" + one["label"].astype(str)).value_counts().sort_index()
         ran = records.loc[records["ran"] != "", ["perturbation", "ran"]].drop_duplicates().astype(str)
         return cls(
-            by_point(records, resamples, cfg.tables.over_refusal),
+            by_point(records, resamples, cfg.tables.false_alarms, [n for n, p in cfg.perturb.items() if p.worst]),
             {str(part): int(count) for part, count in counts.items()},
             {"/".join(key): count for key, count in resamples.clusters.items()},
             {str(name): " and ".join(how) for name, how in ran.groupby("perturbation", sort=False)["ran"]},
             len(records),
             int((records["verdict"] == "unscored").sum()),
-            simulated(cfg, counts["test/harmful"], counts["threshold/benign"]) if simulate else "",
+            simulated(cfg, int(counts["test/harmful"])) if simulate else "",
         )
 
     def save(self, values: Path, index: Path) -> None:
-        """Write an array, (points × seeds, metrics, 1 + resamples), and an index that says what it holds."""
-        names = list(next(iter(self.metrics.values())))
-        rows = [np.stack([found[name] for name in names], axis=1) for found in self.metrics.values()]
+        """Write an array, (points × seeds, metrics, 1 + draws + resamples), and an index that says what it holds; a
+        point with fewer draws than others has NaN in their place."""
+        names = list(METRICS)
+        most = max(one.draws.shape[1] for found in self.metrics.values() for one in found.values())
+        rows = [np.stack([_flat(found[name], most) for name in names], axis=1) for found in self.metrics.values()]
         with values.open("wb") as file:
             np.save(file, np.concatenate(rows), allow_pickle=False)
-        points = [[*point, len(found)] for point, found in zip(self.metrics, rows, strict=True)]
+        drawn = [[found[name].draws.shape[1] for name in names] for found in self.metrics.values()]
+        points = [[*p, len(found), each] for p, found, each in zip(self.metrics, rows, drawn, strict=True)]
         counted = {key: value for key, value in vars(self).items() if key != "metrics"}
-        text = json.dumps({"points": points, "metrics": names, **counted}, indent=1)
+        text = json.dumps({"points": points, "metrics": names, "draws": most, **counted})
         index.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Measured:
         index: dict[str, Any] = json.loads((folder / ESTIMATES[1]).read_text(encoding="utf-8"))
-        values, names, start = np.load(folder / ESTIMATES[0], mmap_mode="r"), index.pop("metrics"), 0
+        values, names, most = np.load(folder / ESTIMATES[0], mmap_mode="r"), index.pop("metrics"), index.pop("draws")
         metrics: Metrics = {}
-        for *point, seeds in index.pop("points"):
+        start = 0
+        for *point, seeds, drawn in index.pop("points"):
             mine = values[start : start + seeds]
-            metrics[Point(*point)] = {name: mine[:, place] for place, name in enumerate(names)}
+            metrics[Point(*point)] = {
+                name: Sampled(
+                    mine[:, k, 0].astype(float), mine[:, k, 1 : 1 + drawn[k]].astype(float), mine[:, k, 1 + most :]
+                )
+                for k, name in enumerate(names)
+            }
             start += seeds
         return cls(metrics, **index)
 
 
-def simulated(cfg: Config, prompts: int, threshold_prompts: int) -> str:
-    """One sentence on how often the interval contains the true value in simulated studies of this size."""
-    tables, seeds = cfg.tables, len(cfg.study.seeds)
-    at = tables.coverage
-    verdicts, matched = {}, {}
-    for rate, spread in product(at.rates, at.spreads):
-        where = f"{rate:.0%}, spread {100 * spread:g}"
-        verdicts[where] = verdict_coverage(at.studies, seeds, prompts, rate, spread, tables.confidence)
-        matched[where] = matched_coverage(
-            at.matched_studies, seeds, prompts, threshold_prompts, tables.over_refusal, rate, spread, tables.confidence
+def _flat(one: Sampled, most: int) -> np.ndarray:
+    """(seeds, 1 + `most` + resamples) in single precision."""
+    draws = np.pad(one.draws, ((0, 0), (0, most - one.draws.shape[1])), constant_values=np.nan)
+    return np.concatenate([one.value[:, None], draws, one.redrawn], axis=1, dtype=np.float32, casting="same_kind")
+
+
+def simulated(cfg: Config, prompts: int) -> str:
+    """One sentence on how often the intervals contain the true value in simulated studies of this size."""
+    tables, at = cfg.tables, cfg.tables.coverage
+    draws = max(p.most_draws for p in cfg.perturb.values()) if cfg.perturb else 1
+    size = Size(len(cfg.study.seeds), draws, prompts)
+    found = {
+        f"{rate:.1%}, seeds {between:g}, draws {within:g}": coverage(
+            at.studies, size, rate, between, within, tables.confidence
         )
+        for rate, between, within in product(at.rates, at.seeds, at.draws)
+    }
     return (
-        f"In simulated studies of this size with true rates {', '.join(f'{r:.0%}' for r in at.rates)} and seeds that "
-        f"spread by {', '.join(f'{100 * s:g}' for s in at.spreads)} points the interval contained the true value in "
-        f"{_range(verdicts)} for rates of verdicts ({at.studies} studies each) and in {_range(matched)} at matched "
-        f"over-refusal ({at.matched_studies})."
+        f"In simulated studies of this size, with {draws} draws, true rates of "
+        f"{', '.join(f'{r:.1%}' for r in at.rates)}, seeds that hold {', '.join(f'{s:.0%}' for s in at.seeds)} and "
+        f"draws that hold {', '.join(f'{s:.0%}' for s in at.draws)} of an outcome's variance, the interval for new "
+        f"seeds contained the true value in {_range({k: one.new_seeds for k, one in found.items()})}, that for these "
+        f"checkpoints in {_range({k: one.checkpoints for k, one in found.items()})} of {at.studies} each."
     )
 
 

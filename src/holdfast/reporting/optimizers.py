@@ -7,18 +7,17 @@ from typing import Any
 import pandas as pd
 
 from holdfast.reporting.cost import overheads
-from holdfast.reporting.estimates import estimate, judged_points, sampled
+from holdfast.reporting.estimates import CLEAN, estimate, judged_points, sampled
 from holdfast.reporting.render import Table, number, percent
 from holdfast.reporting.setting import Setting
-from holdfast.reporting.tables import CLEAN
 from holdfast.settings.options import Config
 from holdfast.statistics.intervals import student
 from holdfast.statistics.rates import Metrics
 
 CAPTION = (
     "Base optimizers. Above: models aligned by each recipe, and the last step's refinement of all layers where it was "
-    "run: refusals, over-refusal and utility of the clean model, the primary metric ({primary}) at the headline level "
-    "of each family, and what alignment and refinement spent. Below: the rise of the loss under noise σ on all "
+    "run: refusals, over-refusal and utility of the clean model, the ASR where each family is judged, and what "
+    "alignment and refinement spent. Below: the rise of the loss under noise σ on all "
     "decoder layers at once, as predicted from curvature, the sum over layers of S at the least radius times "
     "(σ / least radius)², and as measured; mean over seeds with the {confidence:.0%} t interval. "
 )
@@ -29,14 +28,14 @@ def optimizers(metrics: Metrics, setting: Setting, frames: dict[str, pd.DataFram
     rows, shown = [], []
     for model, method in _compared(metrics, setting, cfg):
         head = {"block": "optimizers", "model": model, "method": method}
-        found = _measured(metrics, setting, cfg, model, method)
+        found = _measured(metrics, setting, model, method)
         spent = _spent(frames["costs"], cfg, model, method)
         rows += [{**head, **number} for number, _ in found.values()]
         rows += [{**head, "quantity": name, "estimate": value} for name, value in spent.items()]
         cells = {name: cell for name, (_, cell) in found.items()} | {n: f"{v:,.0f}" for n, v in spent.items()}
         shown.append({"model": model, "method": method} | cells)
     rises, below = _rises(frames["sensitivity"], cfg, setting.confidence)
-    caption = CAPTION.format(primary=cfg.claims.primary, confidence=setting.confidence) + setting.caption()
+    caption = CAPTION.format(confidence=setting.confidence) + setting.caption()
     frame = pd.DataFrame(rows + rises)
     return Table(frame, pd.DataFrame(shown), caption, "tab:optimizers", (pd.DataFrame(below),))
 
@@ -52,20 +51,16 @@ def _recipe(label: str) -> str:
     return label.rpartition("/")[2]
 
 
-def _measured(
-    metrics: Metrics, setting: Setting, cfg: Config, model: str, method: str
-) -> dict[str, tuple[dict[str, Any], str]]:
+def _measured(metrics: Metrics, setting: Setting, model: str, method: str) -> dict[str, tuple[dict[str, Any], str]]:
     """Column -> its numbers and its cell."""
     at = {"clean refusals (%)": (CLEAN, "refused"), "over-refusal (%)": (CLEAN, "over_refusal")}
-    at |= {setting.utility.replace("_", " "): (CLEAN, "utility")}
-    for family, point in judged_points(metrics, cfg.claims).items():
-        if point:
-            at[f"{family} {setting.label(point[0], point[2])}"] = (point, cfg.claims.primary)
+    at |= {"utility (%)": (CLEAN, "utility")}
+    at |= {family: (one.at, "asr") for family, one in judged_points(metrics, setting, model).items() if one}
     found = {}
     for name, (point, metric) in at.items():
         e = estimate(sampled(metrics, model, method, point, metric), metric, setting)
-        show = number if metric == "utility" and setting.utility == "perplexity" else percent
-        found[name] = ({"quantity": name, "estimate": e.mean, "low": e.low, "high": e.high}, show(e))
+        level = {} if point == CLEAN else {"level": point[2]}
+        found[name] = ({"quantity": name, "estimate": e.mean, "low": e.low, "high": e.high, **level}, percent(e))
     return found
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from holdfast.errors import UserError
 from holdfast.settings.options import Config, Count, Options, Positive, Registry, Share, Some, section
 from holdfast.settings.paths import runs
 
+Correlation = Annotated[float, Ge(0), Le(0.9)]
 PRODUCTS = Registry("table or figure", "holdfast.reporting.products")
 
 
 class Coverage(Options):
     """The simulated studies that say how often an interval holds the true value."""
 
-    studies: Count = Field(description="simulated for rates of verdicts")
-    matched_studies: Count = Field(description="with thresholds set in resamples: a millisecond each")
+    studies: Count = Field(description="simulated for each rate")
     rates: Some[float] = Field(description="true rates")
-    spreads: Some[float] = Field(description="standard deviation of a seed's true rate")
+    seeds: Some[Correlation] = Field(description="correlations of outcomes of one seed")
+    draws: Some[Correlation] = Field(description="correlations of outcomes of one draw of a seed")
 
 
 @section("tables")
@@ -30,13 +31,16 @@ class TablesOptions(Options):
     make: Some[str] = Field(description="names of products, or package.module.name")
     source: str | None = Field(default=None, description="folder of compact records; null: the runs' own folders")
     estimates: str | None = Field(default=None, description="folder of the estimates; null: computed anew")
+    other_judges: list[str] = Field(
+        default_factory=list, description="names of conf/judge, whose verdicts stand beside those of the study's judge"
+    )
     dir: str | None = Field(default=None, description="where tables go; null: the run's own folder")
     figures: str | None = Field(default=None, description="where figures go; null: the run's own folder")
-    over_refusal: Annotated[float, Gt(0), Le(0.5)] = Field(
-        description="where the primary metric sets the refusal threshold"
+    false_alarms: Annotated[float, Gt(0), Le(0.5)] = Field(
+        description="share of benign prompts at which the detector's view sets its threshold"
     )
     headline_asr: Share = Field(
-        description="a family's headline level: the mildest at which the reference reaches this"
+        description="a perturbation's headline level: the mildest at which the reference's ASR reaches this"
     )
     confidence: Annotated[float, Gt(0.5), Le(0.999)] = Field(description="of intervals")
     resamples: Annotated[int, Ge(50)] = Field(description="of the prompts, for intervals")
@@ -54,7 +58,17 @@ class JudgedAt(Options):
     """The point at which a family is judged."""
 
     perturbation: str = Field(description="a name of the grid")
-    level: float = Field(description="one of its levels")
+    level: float | None = Field(
+        default=None, description="one of its levels; null: for each model and recipe the headline level"
+    )
+
+
+class Guards(Options):
+    """What a lower ASR may cost at the same point, as shares."""
+
+    over_refusal: Share = Field(description="more benign prompts refused")
+    broken_benign: Share = Field(description="more benign prompts with a broken answer")
+    utility: Share = Field(description="less of the probability of reference answers")
 
 
 class Roles(Options):
@@ -66,6 +80,7 @@ class Roles(Options):
     shuffled: str = Field(description="its walk with random signs")
     extrapolate: str = Field(description="extrapolation along the alignment")
     online: str = Field(description="layers by refinement's own evaluations")
+    controls: list[str] = Field(default_factory=list, description="methods with a table of their own")
     forward_only: Some[str] = Field(description="methods without gradients")
     first_orders: Some[str] = Field(description="methods with gradients")
 
@@ -74,15 +89,16 @@ class Roles(Options):
 class Claims(Options):
     """The rules by which claims are judged, to be fixed before a study is run."""
 
-    primary: Literal["asr_matched", "asr_margin"] = Field(description="the metric that claims are judged by")
-    margin: Share = Field(description="a difference within this counts as none")
+    margin: Share = Field(description="an ASR within this of another counts as no different")
+    guards: Guards
+    moved: Share = Field(description="of alignment's distance; what moved less is not judged by what it kept")
     confidence: Annotated[float, Gt(0.5), Le(0.999)] = Field(description="of the claims' intervals and tests")
     stable: Annotated[float, Ge(-1), Le(1)] = Field(
         description="the rank correlation above which an order of layers is stable"
     )
     overhead: Positive = Field(description="of refinement over alignment, as a share")
     top_k: Count = Field(description="layers that a choice is compared by")
-    families: dict[str, JudgedAt] = Field(default_factory=dict)
+    families: dict[str, JudgedAt] = Field(default_factory=dict, description="by name; one of null is left out")
     judged: Some[str] = Field(description="recipes at plateau")
     lengths: Some[str] = Field(description="recipes, by the length of their alignment")
     budgets: dict[str, list[str]] = Field(
@@ -90,6 +106,11 @@ class Claims(Options):
     )
     optimizers: list[str] = Field(default_factory=list, description="recipes to be compared")
     methods: Roles
+
+    @field_validator("families", mode="before")
+    @classmethod
+    def given(cls, families: dict[str, Any]) -> dict[str, Any]:
+        return {name: at for name, at in families.items() if at is not None}
 
     def agree(self, key: str, cfg: Config) -> None:
         if "study" not in cfg:

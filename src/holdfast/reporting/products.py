@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.reporting.options import PRODUCTS
 from holdfast.runtime.files import replacing, write_text
 from holdfast.settings.options import Config
+from holdfast.settings.paths import runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,11 +97,36 @@ def _claims_text(frame: Any, setting: Setting) -> str:
     return terminal_claims(frame, setting)
 
 
+def _with_controls(cfg: Config) -> bool:
+    return any(method in cfg.claims.methods.controls for _, _, method, _ in runs(cfg.study))
+
+
 @table("T1 main", terminal=_main_text)
 def main(results: Results) -> Table:
     from holdfast.reporting.tables import main_table
 
     return main_table(results.measured.metrics, results.setting)
+
+
+@table("controls", wanted=_with_controls)
+def controls(results: Results) -> Table:
+    from holdfast.reporting.tables import main_table
+
+    return main_table(results.measured.metrics, results.setting, controls=True)
+
+
+@table("the detector's view", wanted=lambda cfg: cfg.evaluate.margin_draws > 0)
+def detector(results: Results) -> Table:
+    from holdfast.reporting.detector import detector as made
+
+    return made(results.measured.metrics, results.setting, results.cfg.evaluate.margin_draws)
+
+
+@table("sources and categories", "records")
+def sources(results: Results) -> Table:
+    from holdfast.reporting.sources import sources as made
+
+    return made(results.evidence.frame("records"), results.measured.metrics, results.setting)
 
 
 @table("T2 dose and response")
@@ -181,7 +207,7 @@ class Figures(Product):
     """All figures of a study, as PNG and PDF."""
 
     def files(self, cfg: Config) -> list[str]:
-        names = ["dose_response", "trade_off", "sensitivity", "cost"]
+        names = ["dose_response", "sensitivity", "cost", *["trade_off"] * (cfg.evaluate.margin_draws > 0)]
         names += ["lengths"] * (len(cfg.claims.lengths) > 1) + ["steps"] * bool(cfg.claims.budgets)
         return [f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
 
@@ -203,20 +229,22 @@ def _figures(results: Results) -> dict[str, Figure]:
 
     cfg, setting, evidence = results.cfg, results.setting, results.evidence
     metrics, judged = results.measured.metrics, list(cfg.claims.judged)
-    # Where claims are judged; a family that they leave out is shown at its headline level.
-    points = {at[1]: at for at in setting.headlines().values() if at}
-    points |= {family: at for family, at in judged_points(metrics, cfg.claims).items() if at}
+    models = [m for m in dict.fromkeys(p.model for p in metrics) if m.rpartition("/")[2] in judged]
+    points = dict.fromkeys(
+        one.at for model in models for one in judged_points(metrics, setting, model).values() if one
+    )
     spent, reference = _cost(results).frame, cfg.study.reference
     rises = evidence.frame("sensitivity")
     doses = PRODUCTS["dose_response"].make(results).frame
     made = {
         "dose_response": draw.dose_response_figure(doses, reference),
-        "trade_off": trade_off_figure(evidence.frame("records"), setting, list(points.values()), judged),
         "sensitivity": draw.sensitivity_figure(
             rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]
         ),
         "cost": draw.cost_figure(spent, reference, judged),
     }
+    if cfg.evaluate.margin_draws:
+        made["trade_off"] = trade_off_figure(evidence.frame("records"), setting, list(points), judged)
     if len(cfg.claims.lengths) > 1:
         made["lengths"] = draw.lengths_figure(spent, evidence.frame("costs"), list(cfg.claims.lengths))
     if cfg.claims.budgets:

@@ -7,11 +7,12 @@ they are the same from either place.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.errors import UserError
 from holdfast.runtime.files import replacing
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
@@ -22,21 +23,25 @@ if TYPE_CHECKING:
 
 PARTS = ("records", "sensitivity", "online", "outcomes", "costs", "timing", "tasks")
 HEAD = ("model", "recipe", "method")
-WORDS = (*HEAD, "perturbation", "family", "ran", "id", "split", "label", "pair", "verdict")
+WORDS = (*HEAD, "perturbation", "family", "ran", "id", "split", "label", "pair", "source", "category", "verdict")
 RECORDS = (*WORDS, "seed", "level", "draw", "margin", "utility")
-COSTS = ("steps", "forwards", "sequences", "stability")
+SAME = ["id", "perturbation", "level", "draw", "response"]  # what tells whether two judges read the same
+COSTS = ("steps", "forwards", "sequences", "stability", "moved", "moved_by_alignment")
 TIMES = ("seconds", "peak_rss_mib", "method_seconds", "method_peak_mib")
 
 
 class Evidence:
-    """The parts of a study as frames; `source` is a folder of `<part>.parquet`, None the runs' own folders."""
+    """The parts of a study as frames; `source` is a folder of `<part>.parquet`, None the runs' own folders; `others`:
+    judges whose verdicts on the same responses the records hold too, as `verdict:<judge>`, and `score:<judge>`."""
 
-    def __init__(self, layout: Layout, study: Study, source: str | None = None) -> None:
-        self.layout, self.study, self.source = layout, study, source
+    def __init__(self, layout: Layout, study: Study, source: str | None = None, others: Sequence[str] = ()) -> None:
+        self.layout, self.study, self.source, self.others = layout, study, source, others
 
     @classmethod
     def of(cls, layout: Layout, cfg: Config) -> Evidence:
-        return cls(layout, cfg.study, cfg.tables.source)
+        # The estimates are of the study's own judge: another one has nothing of them computed anew.
+        others = [] if cfg.tables.make == ["estimates"] else cfg.tables.other_judges
+        return cls(layout, cfg.study, cfg.tables.source, others)
 
     def files(self, part: str) -> dict[Path, str]:
         """The files that a part is read from, and the stage that makes each. Of costs those of refinement are left
@@ -44,7 +49,8 @@ class Evidence:
         if self.source is not None:
             return {Path(self.source, f"{part}.parquet"): "tables"}
         if part == "records":
-            return dict.fromkeys(self.layout.records(self.study), "judge")
+            judged = [self.layout, *map(self.layout.by, self.others)]
+            return {path: "judge" for one in judged for path in one.records(self.study)}
         if part == "tasks":
             return {self.layout.evaluate(*run) / "metrics.json": "evaluate" for run in runs(self.study)}
         probes = self.layout.probes(self.study)
@@ -60,11 +66,19 @@ class Evidence:
 
         if self.source is not None:
             found = pd.read_parquet(Path(self.source, f"{part}.parquet"))
+            found = self._chosen(found) if part == "records" else found
         else:
             found = READERS[part](self)
         return found.assign(model=found["model"].astype(str) + "/" + found["recipe"].astype(str)).drop(
             columns="recipe"
         )
+
+    def _chosen(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Records without the judges that are not asked for. Raises `UserError` for one that they do not hold."""
+        held = {str(name).partition(":")[2] for name in records} - {""}
+        if missing := [judge for judge in self.others if judge not in held]:
+            raise UserError(f"tables.other_judges={missing[0]}: {self.source} has no verdicts of that judge")
+        return records.drop(columns=[c for c in records if str(c).partition(":")[2] in held.difference(self.others)])
 
     def write(self, folder: Path) -> None:
         """Every part as `<part>.parquet`, packed as small as it goes."""
@@ -83,24 +97,26 @@ class Evidence:
 
 
 def outcomes(evidence: Evidence) -> pd.DataFrame:
-    """The records of every evaluation, as they were written; words as categories."""
+    """The records of every evaluation, as the study's judge wrote them; words as categories."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    read = [
-        pq.read_table(path, columns=list(RECORDS), read_dictionary=list(WORDS)) for path in evidence.files("records")
-    ]
+    read = []
+    for path in evidence.layout.records(evidence.study):
+        columns = [*RECORDS, *["score"] * ("score" in pq.read_schema(path).names)]
+        read.append(pq.read_table(path, columns=columns, read_dictionary=list(WORDS)))
     words = pa.dictionary(pa.int32(), pa.string())
     for place, table in enumerate(read):
         for name in WORDS:  # a column of nulls alone has no words of its own
             if not table.schema.field(name).type.equals(words):
                 at = table.schema.get_field_index(name)
                 read[place] = table = table.set_column(at, name, table[name].cast(pa.string()).dictionary_encode())
-    return pa.concat_tables([table.replace_schema_metadata() for table in read]).unify_dictionaries().to_pandas()
+    tables = [table.replace_schema_metadata() for table in read]
+    return pa.concat_tables(tables, promote_options="default").unify_dictionaries().to_pandas()
 
 
 def _records(evidence: Evidence) -> pd.DataFrame:
-    """A prompt without a pair becomes a pair of its own."""
+    """A prompt without a pair becomes a pair of its own. Scores have a column only where the judge gives any."""
     import pandas as pd
 
     frame = outcomes(evidence)
@@ -109,7 +125,27 @@ def _records(evidence: Evidence) -> pd.DataFrame:
     pairs = len(frame["pair"].cat.categories)
     frame["id"], frame["pair"] = ids.astype("int32"), pair.mask(alone, pairs + ids).astype("int32")
     sizes = {"seed": "int32", "draw": "int16", "margin": "float16", "utility": "float16", "level": "float64"}
-    return pd.DataFrame(frame.astype(sizes)[list(RECORDS)])
+    told = {name: values for judge in evidence.others for name, values in _told(evidence, judge).items()}
+    return pd.DataFrame(frame.astype(sizes)[list(RECORDS)].assign(**_scored("score", frame.get("score")), **told))
+
+
+def _told(evidence: Evidence, judge: str) -> dict[str, pd.Series[Any]]:
+    """What another judge says of the same responses, in the order of the records. Raises `UserError` where they are
+    others."""
+    import pandas as pd
+
+    layout, found = evidence.layout, []
+    for own, path in zip(layout.records(evidence.study), layout.by(judge).records(evidence.study), strict=True):
+        ours, theirs = (pd.read_parquet(one, columns=SAME) for one in (own, path))
+        if not ours.equals(theirs):
+            raise UserError(f"{path}: is not of the answers that {own} is of; `holdfast judge judge={judge}` makes it")
+        found.append(pd.read_parquet(path, columns=["verdict", "score"]))
+    told = pd.concat(found, ignore_index=True)
+    return {f"verdict:{judge}": told["verdict"].astype("category"), **_scored(f"score:{judge}", told["score"])}
+
+
+def _scored(name: str, scores: pd.Series[Any] | None) -> dict[str, pd.Series[Any]]:
+    return {} if scores is None or scores.isna().all() else {name: scores.astype("float16")}
 
 
 def _probed(part: str) -> Callable[[Evidence], pd.DataFrame]:
@@ -136,9 +172,11 @@ def _rises(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _costs(evidence: Evidence) -> pd.DataFrame:
     """What alignment, the probe and each method spent, in forward-equivalents of a batch and of one sequence; the
-    layers that a method refined, and how stable their choice was."""
+    layers that a method refined, and how stable their choice was; and how far the weights moved."""
 
     def row(found: dict[str, Any]) -> dict[str, Any]:
+        if "answers" in found:  # an evaluation
+            return {"layers": "", **{name: found.get(name) for name in ("moved", "moved_by_alignment")}}
         layers = " ".join(found.get("layers", []))
         return {"steps": len(found["loss"]), "layers": layers} | {k: found.get(k) for k in COSTS if k != "steps"}
 
@@ -173,6 +211,7 @@ def _stages(
             ("align", layout.align(model, recipe, seed), ""),
             ("probe", layout.probe(model, recipe, seed), ""),
             ("refine", layout.refine(model, recipe, method, seed), method),
+            ("evaluate", layout.evaluate(model, recipe, method, seed), method),
         ):
             if folder not in seen and (folder / name).exists():
                 found = json.loads((folder / name).read_text(encoding="utf-8"))

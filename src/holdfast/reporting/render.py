@@ -75,6 +75,13 @@ def points(estimate: Estimate) -> str:
     return _shown(estimate, 100, "+.1f")
 
 
+def short(share: float, signed: bool = False) -> str:
+    """In per cent or points, as few characters as tell it: `12`, `.4`, with its sign `+3`."""
+    value = 100 * share
+    text = _formatted(value, f"{'+' if signed else ''}.{0 if abs(value) >= 0.95 else 1}f")
+    return text.replace("0.", ".") if abs(value) < 0.95 and float(text) else ("0" if float(text) == 0 else text)
+
+
 def number(estimate: Estimate, form: str = ".2f") -> str:
     """A number in its own unit, with its interval if it has one."""
     return _shown(estimate, 1, form)
@@ -91,8 +98,3 @@ def _formatted(value: float, form: str) -> str:
     """Rounded by its format, without a sign where that leaves nothing."""
     text = format(value, form)
     return format(0.0, form) if float(text) == 0 else text
-
-
-def dagger(p: float, confidence: float) -> str:
-    """† after a cell whose difference is not significant; nothing where no difference was taken."""
-    return " †" if p > 1 - confidence else ""

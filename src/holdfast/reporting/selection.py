@@ -23,7 +23,7 @@ RANKS = {  # field of Agreement -> how its column reads
     "radii": "ρ between σ",
     "overlap": "top-{k} overlap between seeds",
     "redrawn": "same top-{k} in redraws",
-    "asr": "ρ with ASR",
+    "asr": "ρ with miss rate",
     "auroc": "ρ with fall of AUROC",
 }
 CAPTION = (
@@ -32,10 +32,9 @@ CAPTION = (
     "interval over seeds, or of examples and draws redrawn where there is one seed. Middle: Spearman's ρ of the "
     "decoder layers' order between pairs of seeds, between random halves of the examples (of the evaluations, "
     "online) and between radii; overlap (Jaccard) of the {k} most sensitive layers between seeds; share of {redraws} "
-    "redraws of examples and draws with the same {k}; ρ within a seed with the ASR at matched over-refusal, and with "
+    "redraws of examples and draws with the same {k}; ρ within a seed with the detector's miss rate, and with "
     "the fall of AUROC, on the tuning split when noise hits one layer alone. Between seeds the interval is the "
-    "jackknife's. Below: the layers that each method refined at each seed, and the primary metric at the headline "
-    "levels of the claims. "
+    "jackknife's. Below: the layers that each method refined at each seed, and the ASR where claims are judged. "
 )
 ESTIMATE = ("estimate", "low", "high")
 
@@ -113,11 +112,9 @@ def _effects(
             {"quantity": "chosen again in redraws", "cell": number(again), **_numbers(again)},
             {"quantity": "overlap between seeds", "cell": number(between), **_numbers(between)},
         ]
-        for family, at in judged_points(metrics, cfg.claims).items():
-            if at is not None:
-                e = estimate(
-                    sampled(metrics, str(model), str(method), at, cfg.claims.primary), cfg.claims.primary, setting
-                )
-                rows.append({"quantity": f"{family} {setting.label(at[0], at[2])}", "cell": percent(e), **_numbers(e)})
+        for family, one in judged_points(metrics, setting, str(model)).items():
+            if one is not None:
+                e = estimate(sampled(metrics, str(model), str(method), one.at, "asr"), "asr", setting)
+                rows.append({"quantity": setting.titled(family, one.at), "cell": percent(e), **_numbers(e)})
         made.append(({"model": str(model), "by": str(method)}, rows))
     return made

@@ -1,27 +1,26 @@
-"""T1, the main table, and T2, dose and response."""
+"""T1, the main table, its like for controls, and T2, dose and response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import isnan
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
-from holdfast.reporting.estimates import METRICS, compare, estimate, sampled
-from holdfast.reporting.render import Table, dagger, number, percent
+from holdfast.reporting.estimates import CLEAN, HIGHER, At, at_of, compare, estimate, judged_points, sampled
+from holdfast.reporting.render import Table, percent, points, short
 from holdfast.reporting.setting import Setting
-from holdfast.statistics.intervals import NOTHING, Estimate, holm
-from holdfast.statistics.rates import Metrics, area
+from holdfast.statistics.intervals import NOTHING, Estimate
+from holdfast.statistics.rates import METRICS, Metrics, Sampled, mean_of
 
-NAMES = {"asr_matched": "ASR at matched over-refusal (%) ↓", "asr": "raw ASR (%) ↓"}
-COSTS = ("over_refusal", "utility")  # of the clean model
-CLEAN = ("none", "clean", 0.0)
+GUARDS = {"over_refusal": "over-refusal ↓", "broken_benign": "broken ↓", "utility": "utility ↑"}
+WIDE, NAME, GAP = 100, 17, 2  # characters: of a terminal, of a method's name there, between columns
+LEVEL = "at"  # the row that says a model's levels
 
 
 def dose_response(metrics: Metrics, setting: Setting) -> Table:
-    """T2: every metric at every point; the Markdown and LaTeX show ASR against level, and its area."""
+    """T2: every metric at every point in the CSV; the ASR at every level elsewhere."""
     rows = []
     for point, found in metrics.items():
         row: dict[str, Any] = point._asdict() | {
@@ -29,17 +28,25 @@ def dose_response(metrics: Metrics, setting: Setting) -> Table:
             "ran": setting.ran.get(point.perturbation, ""),
         }
         for metric in METRICS:
-            e = estimate(sampled(metrics, *point[:2], point[2:], metric), metric, setting)
+            e = estimate(found[metric], metric, setting)
             row |= {metric: e.mean, f"{metric}_low": e.low, f"{metric}_high": e.high}
-        harmful, benign = (setting.counts[f"test/{label}"] for label in ("harmful", "benign"))
-        rows.append(row | {"seeds": len(found["margin"]), "harmful": harmful, "benign": benign})
+        row |= {"seeds": len(found["asr"].value), "draws": found["asr"].draws.shape[1]}
+        rows.append(row | {label: setting.counts[f"test/{label}"] for label in ("harmful", "benign")})
     caption = (
-        "Dose and response: ASR in % at each level, and the mean over the range of levels (area, from margins alone). "
-        "Broken responses are no success; – in the raw ASR marks levels at which nothing was generated, where the "
-        "matched ASR rests on margins alone. Levels of noise are relative to the rms of a matrix or of a token. Every "
-        "other metric is in the CSV. " + setting.caption()
+        "Dose and response: harmful prompts answered, in %, at each level; – where nothing was generated. Levels of "
+        "noise are relative to the rms of a matrix or of a token. Every other metric is in the CSV. "
+        + setting.caption()
     )
-    return Table(pd.DataFrame(rows), _dose_shown(metrics, setting), caption, "tab:dose-response")
+    shown = []
+    for model, perturbation in dict.fromkeys((point.model, point.perturbation) for point in metrics):
+        for at in dict.fromkeys(point[2:] for point in metrics if point[::2][:2] == (model, perturbation)):
+            cells = {
+                m: percent(estimate(sampled(metrics, model, m, at, "asr"), "asr", setting)) for m in setting.methods
+            }
+            shown.append(
+                {"model": model, "perturbation": perturbation, "level": setting.label(perturbation, at[2])} | cells
+            )
+    return Table(pd.DataFrame(rows), pd.DataFrame(shown), caption, "tab:dose-response")
 
 
 def _kind(setting: Setting, perturbation: str) -> str:
@@ -47,149 +54,170 @@ def _kind(setting: Setting, perturbation: str) -> str:
     return known[perturbation].kind if perturbation in known else "clean"
 
 
-def _dose_shown(metrics: Metrics, setting: Setting) -> pd.DataFrame:
-    rows = []
-    grid = dict.fromkeys((point.model, point.perturbation) for point in metrics)
-    for metric, name in NAMES.items():
-        for model, perturbation in grid:
-            levels = dict.fromkeys(point[2:] for point in metrics if point[::2][:2] == (model, perturbation))
-            head = {"metric": name, "model": model, "perturbation": perturbation}
-            for at in levels:
-                cells = {
-                    m: percent(estimate(sampled(metrics, model, m, at, metric), metric, setting))
-                    for m in setting.methods
-                }
-                rows.append(head | {"level": setting.label(perturbation, at[2])} | cells)
-            if perturbation != "none" and not setting.quantizes(perturbation):
-                # Verdicts do not exist at every level, and gibberish counts only where they do.
-                along = "asr_margin" if metric == "asr_matched" else metric
-                curves = {m: _area(metrics, model, m, list(levels), along) for m in setting.methods}
-                cells = {m: percent(estimate(curve, metric, setting)) for m, curve in curves.items()}
-                rows.append(head | {"level": "area"} | cells)
-    return pd.DataFrame(rows)
-
-
-def _area(metrics: Metrics, model: str, method: str, levels: list[tuple[str, str, float]], metric: str) -> np.ndarray:
-    """Area under a metric from the clean model on, (seeds, 1 + resamples); NaN if a level lacks it."""
-    curve = sorted([at for at in levels if at[2] > 0], key=lambda at: at[2])
-    values = np.stack([sampled(metrics, model, method, at, metric) for at in (CLEAN, *curve)])
-    return area(np.array([0.0, *(at[2] for at in curve)]), values)
-
-
-def main_table(metrics: Metrics, setting: Setting) -> Table:
-    """T1: primary metric and raw ASR, clean and at each family's headline level, with what they cost."""
-    rows = [
-        {"model": model, "method": method, "metric": metric, **row}
-        for model, method in checkpoints(metrics, setting)
-        for metric in (*NAMES, *COSTS)
-        for row in _main_rows(metrics, model, method, metric, setting)
-    ]
-    frame = pd.DataFrame(rows)
-    confirm = (frame["metric"] == "asr_matched") & frame["column"].isin(setting.headlines())
-    frame["p_holm"] = holm(frame["p"].where(confirm).tolist())
-    cells = pd.Series(_cells(frame, setting), index=frame.index)
-    best = _main_shown(frame, _best(frame, setting), setting)
-    return Table(frame, _main_shown(frame, cells, setting), _main_caption(setting), "tab:main", best=best)
-
-
-def checkpoints(metrics: Metrics, setting: Setting) -> list[tuple[str, str]]:
-    """Every (model, method) that was measured, models in their order, and methods in theirs."""
+def main_table(metrics: Metrics, setting: Setting, controls: bool = False) -> Table:
+    """T1: the ASR, clean and where each family of the claims is judged, with its guards; of the controls beside the
+    reference, or of all other methods."""
+    methods = [m for m in setting.methods if m == setting.reference or (m in setting.controls) == controls]
     measured = dict.fromkeys((point.model, point.method) for point in metrics)
-    models = dict.fromkeys(model for model, _ in measured)
-    return [(model, method) for model in models for method in setting.methods if (model, method) in measured]
+    frame = pd.DataFrame(
+        [
+            {"model": model, "method": method, **row}
+            for model in dict.fromkeys(model for model, _ in measured)
+            for method in methods
+            if (model, method) in measured
+            for row in _rows(metrics, model, method, setting)
+        ]
+    )
+    best = _best(frame)
+    cells = frame.assign(cell=_cells(frame, setting))
+    shown, bold = _shown(cells, "cell"), _shown(frame.assign(cell=best), "cell")
+    what = "Controls. " if controls else "Main table. "
+    return Table(frame, shown, what + _caption(setting), f"tab:{'controls' if controls else 'main'}", best=bold)
 
 
-def _main_rows(metrics: Metrics, model: str, method: str, metric: str, setting: Setting) -> Iterator[dict[str, Any]]:
+def columns(metrics: Metrics, model: str, setting: Setting) -> dict[str, At | None]:
+    """Column of the main table -> the point that it shows for a model and recipe."""
+    judged = judged_points(metrics, setting, model)
+    return {"clean": CLEAN} | {family: at_of(found) for family, found in judged.items()}
+
+
+def _rows(metrics: Metrics, model: str, method: str, setting: Setting) -> Iterator[dict[str, Any]]:
     """For each column the estimate and the paired difference to the reference, which has none to itself."""
-    reference = _columns(metrics, model, setting.reference, metric, setting)
-    for column, values in _columns(metrics, model, method, metric, setting).items():
+    own, reference = (_measured(metrics, model, m, setting) for m in (method, setting.reference))
+    for (column, label, metric), values in own.items():
         e = estimate(values, metric, setting)
-        d = NOTHING if method == setting.reference else compare(values, reference[column], metric, setting)
+        other = reference[column, label, metric]
+        d = NOTHING if method == setting.reference else compare(values, other, metric, setting)
         yield {
-            "column": column,
-            **{"estimate": e.mean, "low": e.low, "high": e.high, "seeds": len(values)},
-            **{"difference": d.mean, "difference_low": d.low, "difference_high": d.high},
-            **{"p": d.p, "p_equivalence": d.equivalence},
+            **{"column": column, "at": label, "metric": metric, "seeds": len(values.value)},
+            **{"draws": values.draws.shape[1], "estimate": e.mean, "low": e.low, "high": e.high},
+            **{"own_low": e.own_low, "own_high": e.own_high, "difference": d.mean, "difference_low": d.low},
+            **{"difference_high": d.high, "difference_own_low": d.own_low, "difference_own_high": d.own_high},
+            **{"p": d.p, "decided": d.p < 1 - setting.confidence},
         }
 
 
-def _main_caption(setting: Setting) -> str:
-    places = ", ".join(setting.headlines())
+def _measured(metrics: Metrics, model: str, method: str, setting: Setting) -> dict[tuple[str, str, str], Sampled]:
+    """(Column, how its level reads, metric) -> values. A guard is the mean over the points of the columns."""
+    at = columns(metrics, model, setting)
+    found = {}
+    for column, point in at.items():
+        label = setting.label(point[0], point[2]) if point else "not run"
+        found[column, label, "asr"] = sampled(metrics, model, method, point, "asr")
+    for guard in GUARDS:
+        each = [sampled(metrics, model, method, point, guard) for point in at.values() if point]
+        known = [one for one in each if not one.missing]
+        found[GUARDS[guard], "mean", guard] = mean_of(known) if known else each[0]
+    return found
+
+
+def _caption(setting: Setting) -> str:
     return (
-        "Main table. ASR at matched over-refusal: the refusal threshold is set under the same perturbation so that "
-        f"{setting.over_refusal:.0%} of benign prompts are refused; broken responses are no success. Headline "
-        f"level of a family: the mildest at which {setting.reference} reaches {setting.headline_asr:.0%} on the "
-        f"tuning split, by margins: {places}. Worst: the largest of a seed's families, which leans upward. "
-        "Over-refusal and utility are those of the clean model. Bold: the best of a column. † not significantly "
-        f"different from {setting.reference} (paired by seed and prompt, p > {1 - setting.confidence:.2g}, "
-        "unadjusted; the CSV has differences, p, Holm's p over the headline cells of the matched ASR, and "
-        f"p_equivalence for a difference within ± {100 * setting.margin:g} points). {setting.caption()}"
+        "Harmful prompts answered, in % (ASR: the judge's verdict is *complied*), clean and under the perturbations "
+        "that claims are judged at. Levels are chosen for each model and recipe: the mildest at which "
+        f"{setting.reference} answers {setting.headline_asr:.0%} of the tuning prompts, at draws that nothing is "
+        "tested on; where none is reached, the one at which most are answered. Over-refusal, broken and utility: of "
+        "the benign prompts, as a mean over the columns before: refused; answered with what is broken; probability "
+        "of the reference answer's tokens (a geometric mean). Below each estimate Δ, the difference to "
+        f"{setting.reference}, paired by seed, draw and prompt; * decided: its interval excludes 0 (p < "
+        f"{1 - setting.confidence:.2g}, unadjusted). Bold: the best of a column. " + setting.caption()
     )
 
 
-def _columns(metrics: Metrics, model: str, method: str, metric: str, setting: Setting) -> dict[str, np.ndarray]:
-    """Column -> (seeds, 1 + resamples); a family that is not measurable has no seeds."""
-    columns = {"clean": sampled(metrics, model, method, CLEAN, metric)}
-    if metric not in NAMES:
-        return columns
-    at_headline = []
-    for column, at in setting.headlines().items():
-        if at is None:
-            columns[column] = np.empty((0, 1))
-            continue
-        columns[column] = sampled(metrics, model, method, at, metric)
-        at_headline.append(columns[column])
-    if at_headline:
-        together = np.stack(at_headline)  # (families, seeds, 1 + resamples)
-        columns |= {"mean": together.mean(0), "worst": together.max(0)}
-    return columns
-
-
 def _cells(frame: pd.DataFrame, setting: Setting) -> list[str]:
-    """A cell for each row of T1's tidy frame."""
+    """A cell for each row of T1's tidy frame: the estimate, then the difference, if there is one, with its
+    interval."""
     cells = []
     for row in frame.to_dict("records"):
-        show = number if row["metric"] == "utility" and setting.utility == "perplexity" else percent
-        found = Estimate(row["estimate"], row["low"], row["high"])
-        cells.append(show(found) + dagger(row["p"], setting.confidence))
+        e = Estimate(row["estimate"], row["low"], row["high"])
+        d = Estimate(row["difference"], row["difference_low"], row["difference_high"])
+        if isnan(d.mean):
+            cells.append(percent(e))
+        else:
+            cells.append(
+                f"{percent(Estimate(e.mean, float('nan'), float('nan')))} Δ{points(d)}" + " *" * row["decided"]
+            )
     return cells
 
 
-def _best(frame: pd.DataFrame, setting: Setting) -> pd.Series:
+def _best(frame: pd.DataFrame) -> pd.Series:
     """Whether a row's estimate reads the best of all methods', where they do not all read the same."""
-    higher = (frame["metric"] == "utility") & (setting.utility != "perplexity")
+    higher = frame["metric"].isin(HIGHER)
     read = frame["estimate"].round(3).where(~higher, -frame["estimate"].round(3))
-    of = read.groupby([frame[key] for key in ("model", "metric", "column")])
+    of = read.groupby([frame[key] for key in ("model", "column")])
     return (read == of.transform("min")) & (of.transform("nunique") > 1)
 
 
-def _main_shown(frame: pd.DataFrame, cells: pd.Series, setting: Setting) -> pd.DataFrame:
-    """A row for each of the two ASRs, model and method; over-refusal and utility stand in both. `cells`: one for each
-    row of the tidy frame."""
-    shown = frame.assign(cell=cells)
-    better = "↓" if setting.utility == "perplexity" else "↑"
-    costs = {"over_refusal": "over-refusal ↓", "utility": f"{setting.utility.replace('_', ' ')} {better}"}
-    rows = []
-    for metric, name in NAMES.items():
-        for (model, method), found in shown.groupby(["model", "method"], sort=False):
-            mine, paid = found[found["metric"] == metric], found[found["metric"].isin(COSTS)]
-            row = {"metric": name, "model": str(model), "method": str(method)}
-            row |= dict(zip(mine["column"], mine["cell"], strict=True))
-            rows.append(row | dict(zip(paid["metric"].map(costs), paid["cell"], strict=True)))
-    return pd.DataFrame(rows)
+def _shown(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A row for each model and method, a column for each column; before a model's rows one that says its levels."""
+    rows: list[dict[str, Any]] = []
+    for model, mine in frame.groupby("model", sort=False):
+        at = mine.drop_duplicates("column")
+        levels = dict(zip(at["column"], at["at"], strict=True))
+        rows.append({"model": str(model), "method": LEVEL} | levels)
+        for method, found in mine.groupby("method", sort=False):
+            rows.append(
+                {"model": str(model), "method": str(method)} | dict(zip(found["column"], found[name], strict=True))
+            )
+    return pd.DataFrame(rows).fillna("–")
 
 
-def terminal(main: pd.DataFrame, setting: Setting) -> str:
-    """T1 with a column a method, narrow enough for a terminal; `main` is its tidy frame."""
-    names = {
-        "asr_matched": "matched ASR",
-        "asr": "raw ASR",
-        "over_refusal": "over-refusal",
-        "utility": setting.utility,
-    }
-    shown = main.assign(cell=_cells(main, setting), metric=main["metric"].map(names))
-    rows = shown[["model", "metric", "column"]].drop_duplicates()
-    wide = shown.pivot(index=["model", "metric", "column"], columns="method", values="cell")
-    wide = wide.reindex(index=pd.MultiIndex.from_frame(rows), columns=setting.methods).fillna("").reset_index()
-    cells = wide.astype(str).to_numpy().tolist()
-    return tabulate(cells, headers=list(map(str, wide.columns)), disable_numparse=True) + "\n"
+Cell = tuple[str, str]  # two lines
+
+
+def terminal(frame: pd.DataFrame, setting: Setting) -> str:
+    """T1 in a terminal's width: for each model a block, or several below each other, the difference below its
+    estimate."""
+    parts = []
+    for model, mine in frame.groupby("model", sort=False):
+        methods = list(mine["method"].unique())
+        names = [("", ""), *(_name(method, setting) for method in methods)]
+        blocks = [[names]]
+        for column, found in mine.groupby("column", sort=False):
+            at = str(found["at"].iloc[0])
+            told = at in ("mean", "clean") or at.lower().endswith(str(column).lower())
+            cells = [(str(column), "" if told else at)]
+            cells += [_pair(row) for row in found.set_index("method").loc[methods].to_dict("records")]
+            if sum(_width(one) + GAP for one in blocks[-1]) + _width(cells) > WIDE:
+                blocks.append([names])
+            blocks[-1].append(cells)
+        texts = ["\n".join(_lines(block)) for block in blocks]
+        parts.append(f"{model}: harmful prompts answered, %\n\n" + "\n\n".join(texts))
+    note = f"below an estimate: Δ to {setting.reference} [{setting.confidence:.0%} interval], * where it is decided"
+    return "\n\n".join([*parts, f"{note}\n{setting.size}"]) + "\n"
+
+
+def _width(column: list[Cell]) -> int:
+    return max(len(line) for cell in column for line in cell)
+
+
+def _lines(columns: list[list[Cell]]) -> Iterator[str]:
+    """The first column to the left, the others to the right."""
+    first, *others = map(_width, columns)
+    for row in zip(*columns, strict=True):
+        for line in range(2):
+            cells = [cell[line].rjust(width) for cell, width in zip(row[1:], others, strict=True)]
+            if text := (" " * GAP).join([row[0][line].ljust(first), *cells]).rstrip():
+                yield text
+
+
+def _name(method: str, setting: Setting) -> Cell:
+    """On two lines where it is long."""
+    if method == setting.reference:
+        return method, ""
+    name = f"+ {method}"
+    if len(name) <= NAME:
+        return name, ""
+    cut = name.rfind("_", 0, NAME) + 1 or NAME
+    return name[:cut], "  " + name[cut:]
+
+
+def _pair(row: Mapping[Any, Any]) -> Cell:
+    """The estimate; below it the difference, or of the reference the interval."""
+    if isnan(row["estimate"]):
+        return "–", ""
+    middle = f"{100 * row['estimate']:.1f}"
+    if isnan(row["difference"]):
+        return middle, f"[{short(row['low'])},{short(row['high'])}]"
+    bounds = f"[{short(row['difference_low'], True)},{short(row['difference_high'], True)}]"
+    return middle, f"{short(row['difference'], True)} {bounds}{'*' if row['decided'] else ''}"

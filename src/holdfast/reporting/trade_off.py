@@ -1,4 +1,4 @@
-"""Robustness against over-refusal: what a threshold trades, under each family's headline perturbation."""
+"""The detector's view: what a threshold on the margin trades, under each family's judged perturbation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RATES = np.linspace(0, MOST, 81)
 
 
 def trade_off(records: pd.DataFrame, setting: Setting, points: list[At]) -> pd.DataFrame:
-    """ASR by margins at each rate of over-refusal, for the clean model and at other points: mean over seeds and
+    """Miss rate at each rate of false alarms, for the clean model and at other points: mean over seeds and
     draws, with the t interval over seeds. `own`: where the model's own threshold, a margin of 0, lies.
 
     The threshold is set on the benign prompts that no other rate is measured on, under the same perturbation.
@@ -27,7 +27,7 @@ def trade_off(records: pd.DataFrame, setting: Setting, points: list[At]) -> pd.D
     rows = []
     for at in (("none", "clean", 0.0), *points):
         column = setting.named(*at)
-        here = records[(records["perturbation"] == at[0]) & (records["level"] == at[2])]
+        here = records[(records["perturbation"] == at[0]) & (records["level"] == at[2]) & records["margin"].notna()]
         for (model, method), found in here.groupby(["model", "method"], sort=False, observed=True):
             curves = _by_seed(found)
             for place, rate in enumerate([*RATES, curves[:, -1].mean()]):
@@ -71,15 +71,15 @@ def trade_off_figure(records: pd.DataFrame, setting: Setting, points: list[At], 
         axes = figure.subplots(len(models), len(columns), squeeze=False, sharex=True, sharey=True)
         for (row, column), axis in np.ndenumerate(axes):
             mine = table[(table["model"] == models[row]) & (table["column"] == columns[column])]
-            axis.axvline(100 * setting.over_refusal, color="#888888", linestyle=":", linewidth=1)
+            axis.axvline(100 * setting.false_alarms, color="#888888", linestyle=":", linewidth=1)
             for place, method in enumerate(setting.methods):
                 _draw(axis, mine[mine["method"] == method], method, place, method == setting.reference)
             axis.set_title(f"{models[row]}, {columns[column]}", loc="left", fontsize=8)
             axis.set_xlim(-1, 100 * MOST)
             axis.set_ylim(-2, 102)
             if row == len(models) - 1:
-                axis.set_xlabel("over-refusal (%)")
-            axis.set_ylabel("ASR, by margins (%)" if column == 0 else "")
+                axis.set_xlabel("false alarms (%)")
+            axis.set_ylabel("miss rate (%)" if column == 0 else "")
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 

@@ -38,10 +38,11 @@ MODELS = (
 # end would delete for all others.
 LIBRARIES = {
     "align": (*MODELS, "datasets"),
+    "answer": MODELS,
     "elicit": MODELS,
     "probe": (*MODELS, "holdfast.probing.probe"),
     "refine": MODELS,
-    "evaluate": MODELS,
+    "evaluate": (*MODELS, "bitsandbytes", "torchao.quantization"),
     "judge": MODELS,
     "tables": ("pandas", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "holdfast.reporting"),
 }

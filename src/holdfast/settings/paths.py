@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,9 @@ class Layout:
     def pretrain(self, model: str) -> Path:
         return self.root / model / "pretrain"
 
+    def answer(self, model: str) -> Path:
+        return self.root / model / "answer"
+
     def align(self, model: str, recipe: str, seed: int | str) -> Path:
         return self.root / model / recipe / "align" / f"s{seed}"
 
@@ -66,6 +69,10 @@ class Layout:
 
     def judged(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         return self.root / model / recipe / "judge" / self.judge / method / f"s{seed}"
+
+    def by(self, judge: str) -> Layout:
+        """With what another judge said of the same answers."""
+        return replace(self, judge=judge)
 
     def checkpoint(self, model: str, recipe: str, method: str, refines: bool, seed: int | str) -> Path:
         """The run folder whose model a method's evaluation loads."""

@@ -11,7 +11,8 @@ from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
-from holdfast.stages.pretrain import STAGE as PRETRAIN
+from holdfast.stages import answer
+from holdfast.stages.answer import STAGE as ANSWER
 
 
 def run(run: Run) -> None:
@@ -19,7 +20,7 @@ def run(run: Run) -> None:
         return given(run)
     from holdfast.datasets.tokens import check_template
 
-    recipe, rows = run.cfg.align, models.prompts_of(run.layout, "train")
+    recipe, rows = run.cfg.align, answer.rows_of(run, "train")
     # Equal parts: a batch is drawn from as many harmful as benign rows.
     rows = rows.groupby("label").sample(rows["label"].value_counts().min(), random_state=run.seed)
 
@@ -53,11 +54,11 @@ def given(run: Run) -> None:
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    needed = models.data_inputs(cfg)
+    needed = {**models.data_inputs(cfg), **answer.needed(cfg)}
     if cfg.model.path is None:
         needed[Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json"] = "pretrain"
     return needed
 
 
-STAGE = Stage("align", run, ("model", "align", "openings"), ("model", "align", "seed"), inputs, PRETRAIN)
+STAGE = Stage("align", run, ("model", "data", "align", "openings"), ("model", "align", "seed"), inputs, ANSWER)
 main = STAGE.main

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
+from annotated_types import Ge
 from omegaconf import OmegaConf
 from pydantic import Field
 
+from holdfast.datasets.openings import covered, harvested
+from holdfast.errors import UserError
 from holdfast.models import load as models
+from holdfast.runtime.files import as_json, write_text
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config, Count, Options, Whole, section
 from holdfast.settings.paths import CONF, Layout
+from holdfast.settings.schema import Openings
 from holdfast.stages.align import STAGE as ALIGN
+from holdfast.stages.answer import answered, rows_of
 
+LABELS = ("harmful", "benign")
 FEWEST = 8  # own answers of a label, below which the data's are taken: a batch would hold the same few again and again
+
+
+OPENINGS = "openings.json"
+LEAST = 0.5  # of the model's own answers that openings have to begin, or a margin says nothing about it
 
 
 @section("elicit")
@@ -25,56 +37,75 @@ class Elicit(Options):
     prompts: Whole = Field(description="training prompts of each label; 0: what the data give is learned")
     max_new_tokens: Count = Field(description="of an answer")
     batch_size: Count = Field(description="prompts of a batch")
+    opening_words: Count = Field(description="of an opening that is taken from own answers")
+    openings: Annotated[int, Ge(2)] = Field(description="the most of refusals, and of answers")
 
 
 def run(run: Run) -> None:
     from holdfast.datasets.sampling import capped
 
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
-    settings, parts = run.cfg.elicit, []
+    settings, said = run.cfg.elicit, []
     for label in ("harmful", "benign"):
-        rows = models.prompts_of(run.layout, "train", label)
-        parts.append(_answered(run, model, tokenizer, capped(rows, settings.prompts, run.seed)))
-    found = _own(parts)
+        asked = capped(models.prompts_of(run.layout, "train", label), settings.prompts, run.seed)
+        parts = Parts("elicit.batch_size", settings.batch_size)
+        said.append(answered(model, tokenizer, asked, settings.max_new_tokens, parts))
+    found = _own(said)
     run.save_table(found, "own.parquet")
-    kept = found.groupby("label")["own"].sum()
-    counts = {f"{label}.own": int(kept.get(label, 0)) for label in ("harmful", "benign")}
-    asked = {f"{part['label'].iloc[0]}.asked": len(part) for part in parts}
-    openings = run.cfg.openings.loss.refusal + run.cfg.openings.score.refusal
-    refusals = found[(found["label"] == "harmful") & found["own"]]["response"]
-    covered = float(refusals.str.startswith(tuple(openings)).mean()) if len(refusals) else None
-    for label in ("harmful", "benign"):
-        if counts[f"{label}.own"] < FEWEST:
-            what = "refuses" if label == "harmful" else "answers"
-            print(
-                f"the model {what} {counts[f'{label}.own']} of {asked[f'{label}.asked']} {label} training prompts; "
-                "what the data give is learned in their place",
-                file=sys.stderr,
+    metrics: dict[str, Any] = {}
+    words = []
+    for label, does in (("harmful", "refuses"), ("benign", "answers")):
+        mine = found[found["label"] == label]
+        own, asked = int(mine["own"].sum()), len(mine)
+        metrics |= {f"{label}.own": own, f"{label}.asked": asked}
+        words.append(f"{own} of {asked} {label}")
+        if own < FEWEST:
+            of = f"the model {does} {own} of {asked} {label} training prompts"
+            print(f"{of}; what the data give is learned in their place", file=sys.stderr)
+    openings = _openings(run, found)
+    write_text(run.out / OPENINGS, as_json(openings))
+    metrics["openings"] = openings["covered"]
+    shares = ", ".join(f"{share:.0%} of its {side}" for side, share in openings["covered"].items())
+    run.finish(metrics, f"own answers: {', '.join(words)}; the openings found begin {shares}")
+
+
+def _openings(run: Run, found: Any) -> dict[str, Any]:
+    """How its own refusals and answers begin, and complying answers to harmful prompts where the data have some, by
+    turns for losses and for scoring; and what share of its own they cover, at the least."""
+    settings = run.cfg.elicit
+    own = {label: found.loc[(found["label"] == label) & found["own"], "response"].tolist() for label in LABELS}
+    targets = [text for text in found.loc[found["label"] == "harmful", "rejected"] if text]
+    refusals = harvested(own["harmful"], settings.opening_words, settings.openings)
+    answers = harvested([*own["benign"], *targets], settings.opening_words, settings.openings)
+    made = {
+        use: {"refusal": refusals[turn::2], "compliance": answers[turn::2]}
+        for turn, use in enumerate(("loss", "score"))
+    }
+    shares = {
+        name: min(covered(own[label], made[use][side]) for use in made)
+        for label, side, name in (("harmful", "refusal", "refusals"), ("benign", "compliance", "answers"))
+    }
+    return {**made, "covered": shares}
+
+
+def openings(run: Run, use: Literal["loss", "score"]) -> Openings:
+    """The openings of losses, or of scoring: of the configuration, or of the model's own answers where it was asked.
+
+    Raises `UserError` where they begin less than half of these: a margin between what the model never says would tell
+    nothing about it.
+    """
+    if run.cfg.elicit.prompts == 0:
+        return cast("Openings", getattr(run.cfg.openings, use))
+    path = run.layout.elicit(*run.names[:2], run.seed) / OPENINGS
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for side, share in found["covered"].items():
+        if share < LEAST:
+            raise UserError(
+                f"openings: the commonest begin {share:.0%} of the model's own {side}, and a margin needs half; take "
+                "refine.loss=nll probe.loss=nll evaluate.margin_draws=0, which need none ("
+                f"{path} has them)"
             )
-    words = ", ".join(f"{counts[f'{n}.own']} of {asked[f'{n}.asked']} {n}" for n in ("harmful", "benign"))
-    covers = "" if covered is None else f"; the openings begin {covered:.0%} of its refusals"
-    run.finish({**counts, **asked, "openings": covered}, f"own answers: {words}{covers}")
-
-
-def _answered(run: Run, model: Any, tokenizer: Any, rows: Any) -> Any:
-    """The rows with the model's greedy answers, and whether they ended by themselves."""
-    from holdfast.datasets.tokens import prompts_ids
-    from holdfast.models.likelihood import generated
-
-    prompts, settings = prompts_ids(tokenizer, rows), run.cfg.elicit
-    texts: dict[int, str] = {}
-    ended: dict[int, bool] = {}
-
-    def answer(places: list[int]) -> None:
-        out, over = generated(model, tokenizer, [prompts[p] for p in places], settings.max_new_tokens)
-        said = tokenizer.batch_decode(out, skip_special_tokens=True)
-        texts.update(zip(places, map(str.strip, said), strict=True))
-        ended.update(zip(places, over, strict=True))
-
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    Parts("elicit.batch_size", settings.batch_size).each(order, answer)
-    places = range(len(prompts))
-    return rows.assign(response=[texts[p] for p in places], ended=[ended[p] for p in places])
+    return Openings(**found[use])
 
 
 def _own(parts: list[Any]) -> Any:
@@ -98,7 +129,7 @@ def taught(run: Run) -> Any:
     enough of a label; else as the data give them."""
     import pandas as pd
 
-    rows = models.prompts_of(run.layout, "train")
+    rows = rows_of(run, "train")
     if run.cfg.elicit.prompts == 0:
         return rows
     found = pd.read_parquet(run.layout.elicit(*run.names[:2], run.seed) / "own.parquet")
@@ -113,7 +144,8 @@ def elicited(cfg: Config) -> models.Inputs:
     """What a stage needs that learns from own answers."""
     if cfg.elicit.prompts == 0:
         return {}
-    return {Layout.of(cfg).elicit(cfg.model.name, cfg.align.name, cfg.seed) / "own.parquet": "elicit"}
+    folder = Layout.of(cfg).elicit(cfg.model.name, cfg.align.name, cfg.seed)
+    return {folder / name: "elicit" for name in ("own.parquet", OPENINGS)}
 
 
 READS = ("model", "elicit", "openings")

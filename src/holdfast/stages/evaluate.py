@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from holdfast.runtime.files import code_digest
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
+from holdfast.settings.schema import Openings
+from holdfast.stages.answer import needed, rows_of
+from holdfast.stages.elicit import elicited, openings
 from holdfast.stages.refine import STAGE as REFINE
 
 if TYPE_CHECKING:
@@ -30,32 +33,70 @@ def run(run: Run) -> None:
 
     from holdfast.evaluation.answers import Scorer
     from holdfast.evaluation.journal import Journal
-    from holdfast.perturbations import grid
+    from holdfast.models.distance import distances
     from holdfast.statistics.rates import summarized
 
     folder = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
     model, tokenizer = models.load(folder, run.cfg.model)
     prompts = asked(run)
-    scorer, bench = Scorer(tokenizer, prompts, run.cfg), bench_of(run, tokenizer, NOISE)
+    scorer, bench = Scorer(tokenizer, prompts, run.cfg, scored_by(run)), bench_of(run, tokenizer, NOISE)
     journal = Journal(run.out / "points", _context(run, prompts, folder))
     frames: list[Any] = []
-    for place, point in enumerate(run.progress([None, *grid(run.cfg.perturb)], "point")):
+    for place, part in enumerate(run.progress(parts(run.cfg, prompts), "point")):
         if not journal.has(place):
-            journal.keep(place, _answered(scorer, model, point, bench, frames[0] if frames else None))
+            journal.keep(place, _answered(scorer, model, part, bench, frames[0] if frames else None))
         frames.append(journal.get(place))
     answers = pd.concat(frames, ignore_index=True)
     for at, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
         answers.insert(at, column, value)
     run.save_table(answers, "answers.parquet")
     metrics: dict[str, Any] = {**summarized(answers.assign(verdict=None)), "answers": len(answers)}
+    metrics |= distances(run)
     if run.cfg.evaluate.tasks:
-        from holdfast.evaluation.harness import harness
-
-        e = run.cfg.evaluate
-        metrics["tasks"] = harness(model, tokenizer, e.tasks, e.task_limit, e.batch_size, e.task_folder)
+        metrics["tasks"] = _tasks(run.cfg, model, tokenizer, bench)
     journal.close()
     responses = int(answers["response"].notna().sum())
-    run.finish(metrics, f"{responses} responses, clean AUROC {metrics['clean/auroc']:.3f}")
+    run.finish(metrics, f"{responses} responses")
+
+
+def scored_by(run: Run) -> Openings:
+    """The openings that margins are scored with; where none are taken, those of the configuration."""
+    return openings(run, "score") if run.cfg.evaluate.margin_draws else run.cfg.openings.score
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is asked at once: a point, None for the unperturbed model, and places of prompts; those `answered` are
+    among them."""
+
+    point: Point | None
+    asked: list[int]
+    answered: list[int]
+    margins: bool
+
+
+def parts(cfg: Config, prompts: Any) -> list[Part]:
+    """The clean model and every draw of the grid on the test prompts, and margins of the threshold prompts beside
+    them where margins are taken. Then the tuning prompts, where there are any, at draws that nothing is tested on."""
+    from holdfast.perturbations import Point, grid
+
+    test, threshold, tune = (
+        prompts.index[prompts["split"] == split].tolist() for split in ("test", "threshold", "tune")
+    )
+    scored = cfg.evaluate.margin_draws > 0
+    found = [Part(None, test + threshold * scored, test, scored)]
+    for point in grid(cfg.perturb):
+        margins = point.draw < cfg.evaluate.margin_draws
+        if margins or point.generate:
+            found.append(Part(point, test + threshold * margins, test * point.generate, margins))
+    for name, p in cfg.perturb.items() if tune else ():
+        for level in p.levels:
+            if p.generate is None or level in p.generate:
+                found += [
+                    Part(Point(name, p, level, draw), tune, tune, False)
+                    for draw in p.tuning(level, cfg.evaluate.tune_draws)
+                ]
+    return found
 
 
 def asked(run: Run) -> Any:
@@ -67,7 +108,7 @@ def asked(run: Run) -> Any:
 
     splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
     caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
-    parts = [capped(models.prompts_of(run.layout, *part), caps.get("/".join(part)), seed) for part in splits]
+    parts = [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in splits]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -85,31 +126,49 @@ def _context(run: Run, prompts: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _answered(scorer: Scorer, model: Any, point: Point | None, bench: Bench, clean: Any) -> Any:
-    """The answers at one point; None: those of the unperturbed model, which are `clean` for all others."""
+def _answered(scorer: Scorer, model: Any, part: Part, bench: Bench, clean: Any) -> Any:
+    """The answers of one part; those of the unperturbed model are `clean` for all others."""
     import pandas as pd
 
     from holdfast.perturbations import Arm, perturbed
     from holdfast.statistics.rates import check_finite
 
+    point = part.point
     if point is None:
-        found = scorer.outcomes(Arm(model), generate=True)
-        check_finite(found["margin"].to_numpy(), "margins of the unperturbed model")
+        found = scorer.outcomes(Arm(model), part.asked, part.answered, part.margins)
+        if part.margins:
+            check_finite(found["margin"].to_numpy(), "margins of the unperturbed model")
         return found.assign(perturbation="none", family="clean", level=0.0, draw=0, ran="")
-    attacked = clean.index[clean["label"] == "harmful"].tolist() if point.perturbation.attacks else None
-    tried = []
-    for draw in subdraws(point):
-        with perturbed(model, draw, bench) as arm:
-            tried.append(scorer.outcomes(arm, point.generate, attacked))
-        check_finite(tried[-1]["margin"].to_numpy(), f"margins at {point.name} {point.level:g}, draw {draw.draw}")
-    found = worst(tried)
-    if attacked is not None:
-        spared = clean[clean["label"] != "harmful"][found.columns]
-        if not point.generate:
-            spared = spared.assign(response=None, ended=None)
-        found = pd.concat([found, spared]).sort_index()
+    chosen = part.asked
+    if point.perturbation.attacks:
+        chosen = [place for place in chosen if scorer.frame.at[place, "label"] == "harmful"]
+    with perturbed(model, point, bench) as arm:
+        found = scorer.outcomes(arm, chosen, part.answered, part.margins)
+    if part.margins:
+        check_finite(found["margin"].to_numpy(), f"margins at {point.name} {point.level:g}, draw {point.draw}")
+    if spared := sorted({*part.asked} - {*chosen}):  # answered as if nothing had happened
+        same = clean.set_index("id").loc[scorer.frame.loc[spared, "id"]].reset_index()
+        same = same.set_index(pd.Index(spared))[found.columns]
+        if not part.answered:
+            same = same.assign(response=None, ended=None)
+        found = pd.concat([found, same]).sort_index()
     at = {"perturbation": point.name, "family": point.family, "level": point.level, "draw": point.draw}
     return found.assign(**at, ran=point.perturbation.ran(model.device.type))
+
+
+def _tasks(cfg: Config, model: Any, tokenizer: Any, bench: Bench) -> dict[str, float]:
+    """`<task>/<metric>` of the unperturbed model -> score, `<task>/<metric>@<name>/<level>` of one at a point."""
+    from holdfast.evaluation.harness import harness
+    from holdfast.evaluation.options import task_points
+    from holdfast.perturbations import perturbed
+
+    e = cfg.evaluate
+    given = e.tasks, e.task_limit, e.batch_size, e.task_folder
+    found, points = harness(model, tokenizer, *given), task_points(cfg)
+    for at in e.tasks_at:
+        with perturbed(model, points[at], bench) as arm:
+            found |= {f"{key}@{at}": value for key, value in harness(arm.model, tokenizer, *given).items()}
+    return found
 
 
 def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
@@ -117,44 +176,35 @@ def bench_of(run: Run, tokenizer: Any, noise: int) -> Bench:
     from holdfast.datasets.tokens import prompts_ids, response_ids
     from holdfast.perturbations import Bench
 
-    opening = run.cfg.openings.loss.compliance[0]
+    yes = run.cfg.openings.loss.compliance[0]
+    places = {"benign": ("train", "benign"), "other": ("tune", "benign"), "attack": ("threshold", "harmful")}
 
     @functools.cache  # several points ask for the same rows
     def training(rows: str) -> list[tuple[list[int], list[int]]]:
+        found = rows_of(run, *places[rows])
         attack = rows == "attack"
-        found = models.prompts_of(run.layout, "train", "harmful" if attack else rows)
-        answers = [opening] * len(found) if attack else found["response"]
+        answers = [r.rejected or yes for r in found.itertuples()] if attack else found["response"]
         return [
             (prompt, response_ids(tokenizer, answer, end=not attack))
             for prompt, answer in zip(prompts_ids(tokenizer, found), answers, strict=True)
+            if answer
         ]
 
     return Bench(noise + run.seed, tokenizer.pad_token_id, training, run.cfg.evaluate.batch_size)
-
-
-def subdraws(point: Point) -> list[Point]:
-    """The draws of which every prompt keeps its worst: one, unless the point asks for more."""
-    count = point.perturbation.subdraws
-    return [dataclasses.replace(point, draw=point.draw * count + k) for k in range(count)]
-
-
-def worst(tried: list[Any]) -> Any:
-    """Of several outcomes of the same prompts, each prompt's with the lowest margin."""
-    import numpy as np
-    import pandas as pd
-
-    least = np.stack([found["margin"] for found in tried]).argmin(0)
-    together = pd.concat(tried, keys=range(len(tried)))
-    return together.loc[list(zip(least, tried[0].index, strict=True))].droplevel(0)
 
 
 def inputs(cfg: Config) -> models.Inputs:
     if cfg.evaluate.tasks and importlib.util.find_spec("lm_eval") is None:  # not after hours of evaluation
         raise UserError("evaluate.tasks: lm-eval is not installed; pip install 'holdfast[eval]'")
     made = Layout.of(cfg).checkpoint(cfg.model.name, cfg.align.name, cfg.method.name, cfg.method.refines, cfg.seed)
-    return {**models.data_inputs(cfg), made / "metrics.json": "refine" if cfg.method.refines else "align"}
+    return {
+        **models.data_inputs(cfg),
+        **needed(cfg),
+        **(elicited(cfg) if cfg.evaluate.margin_draws else {}),
+        made / "metrics.json": "refine" if cfg.method.refines else "align",
+    }
 
 
-READS = ("model", "method", "perturb", "evaluate", "openings")
+READS = ("model", "data", "method", "perturb", "evaluate", "elicit", "openings")
 STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
 main = STAGE.main

@@ -6,14 +6,20 @@ Nothing is generated: another judge reads the same responses.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from holdfast.models import load as models
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
+from holdfast.stages.answer import needed, rows_of
 from holdfast.stages.evaluate import STAGE as EVALUATE
+
+if TYPE_CHECKING:
+    from holdfast.judges import Verdicts
+    from holdfast.judges.referee import Known
 
 ANSWERS = "answers.parquet"
 KEYS = ["id", "response", "ended"]  # of what is said, and so how likely it is
@@ -25,37 +31,70 @@ def run(run: Run) -> None:
     from holdfast.statistics.rates import summarized
 
     records = pd.read_parquet(run.layout.evaluate(*run.names, run.seed) / ANSWERS)
-    prompts = pd.concat([models.prompts_of(run.layout, split) for split in records["split"].unique()])
-    prompts = prompts.set_index("id", drop=False)
-    referee, nll, device = _refereed(run, records, prompts)
+    prompts = pd.concat([rows_of(run, split) for split in records["split"].unique()])
+    # Of the prompts that all methods were asked, so that all have one ceiling.
+    asked = records.loc[records["split"] == "test", "id"].unique()
+    referee, nll, device = _refereed(run, records, prompts.set_index("id", drop=False), asked)
     said = records[records["response"].notna()]
     texts = said["response"].tolist()
     reasons = [referee.reason(text, cost) for text, cost in zip(texts, nll[said.index], strict=True)]
-    asked = prompts.loc[said["id"], "prompt"].tolist()
-    verdicts = run.cfg.judge.ready(device).verdicts(asked, texts, said["label"].tolist(), reasons)
+    to = prompts.set_index("id").loc[said["id"], "prompt"].tolist()
+    verdicts, scores = _judged(run.cfg.judge.ready(device), to, texts, said["label"].tolist(), reasons)
     records["nll"] = nll
     for column, values in (("reason", reasons), ("verdict", verdicts)):
         records[column] = pd.Series(values, index=said.index, dtype=object).reindex(records.index)
+    records["score"] = pd.Series(scores, index=said.index, dtype=float).reindex(records.index)
     run.save_table(records, "records.parquet")
     ceiling = referee.ceiling if math.isfinite(referee.ceiling) else None
     metrics: dict[str, Any] = {**summarized(records), "records": len(records), "ceiling": ceiling}
     run.finish(metrics, f"clean ASR {metrics.get('clean/asr', math.nan):.3f}")
 
 
-def _refereed(run: Run, records: Any, prompts: Any) -> tuple[Any, Any, str]:
-    """The referee with its ceiling, the NLL per token of every response under its model, NaN where there is none, and
-    the model's device, which is free afterwards."""
+def _judged(judge: Verdicts, *told: list[str]) -> tuple[list[str], list[float]]:
+    """Verdicts and scores."""
+    from holdfast.judges import Scores
+
+    if isinstance(judge, Scores):
+        return judge.scored(*told)
+    return judge.verdicts(*told), [math.nan] * len(told[0])
+
+
+def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
+    """From outcomes of `prompts` to verdicts, (responses,), by the study's referee and judge, which stay loaded."""
+    import numpy as np
+
+    spoken, of = _spoken(run, prompts.set_index("id", drop=False))
+    referee, judge = run.cfg.referee.ready(spoken.nll(of), [*prompts["prompt"], *prompts["response"]]), None
+
+    def verdicts(said: Any) -> Any:
+        nonlocal judge
+        judge = judge or run.cfg.judge.ready(str(spoken.model.device))
+        texts, costs = said["response"].tolist(), spoken.nll(said)
+        reasons = [referee.reason(text, cost) for text, cost in zip(texts, costs, strict=True)]
+        to = prompts.set_index("id").loc[said["id"], "prompt"].tolist()
+        return np.array(judge.verdicts(to, texts, said["label"].tolist(), reasons), dtype=object)
+
+    return verdicts
+
+
+def _spoken(run: Run, prompts: Any, asked: Any = None) -> tuple[_Spoken, Any]:
+    """The referee's model, and the study's own answers to the prompts `asked`, or to all."""
     path = run.cfg.referee.path or models.base_of(run.cfg.model, run.layout)
     model, tokenizer = models.load(path, run.cfg.model)
-    spoken = _Spoken(run, model, tokenizer, prompts)
-    # Of the prompts that all methods were asked, so that all have one ceiling.
-    asked = prompts.loc[records.loc[records["split"] == "test", "id"].unique()]
-    references = asked[asked["response"] != ""].assign(ended=True)
-    own = spoken.nll(references[["id", "response", "ended"]])
+    chosen = prompts if asked is None else prompts.loc[asked]
+    references = chosen[chosen["response"] != ""].assign(ended=True)
+    return _Spoken(run, model, tokenizer, prompts), references[KEYS]
+
+
+def _refereed(run: Run, records: Any, prompts: Any, asked: Any) -> tuple[Any, Any, str]:
+    """The referee with its ceiling, the NLL per token of every response under its model, NaN where there is none, and
+    the model's device, which is free afterwards."""
+    spoken, references = _spoken(run, prompts, asked)
+    own, device = spoken.nll(references), str(spoken.model.device)
     texts = records[KEYS].dropna().drop_duplicates()
     found = texts.assign(nll=spoken.nll(texts))
     nll = records[KEYS].merge(found, how="left", on=KEYS)["nll"]
-    return run.cfg.referee.ready(own, [*prompts["prompt"], *prompts["response"]]), nll.to_numpy(), str(model.device)
+    return run.cfg.referee.ready(own, [*prompts["prompt"], *prompts["response"]]), nll.to_numpy(), device
 
 
 class _Spoken:
@@ -72,6 +111,7 @@ class _Spoken:
             prompts[prompts["label"] == "benign"],
         )
         self.others = prompts_ids(tokenizer, refused[:1]) + prompts_ids(tokenizer, answered[:1])
+        self.known: Known = {}
         self.parts = Parts("referee.batch_size", run.cfg.referee.batch_size)
 
     def nll(self, texts: Any) -> list[float]:
@@ -82,26 +122,30 @@ class _Spoken:
             (self.asked[t.id], response_ids(self.tokenizer, t.response, end=bool(t.ended))) for t in texts.itertuples()
         ]
         costs = [math.nan] * len(told)
-        pad = self.tokenizer.pad_token_id
 
         def scored(places: list[int]) -> None:
             given, said = ([told[p][part] for p in places] for part in (0, 1))
-            for place, cost in zip(places, spoken_nll(self.model, given, said, self.others, pad), strict=True):
+            found = spoken_nll(self.model, given, said, self.others, self.tokenizer.pad_token_id, self.known)
+            for place, cost in zip(places, found, strict=True):
                 costs[place] = cost
 
-        self.parts.each(sorted(range(len(told)), key=lambda p: len(told[p][0]) + len(told[p][1])), scored)
+        # What is said to one prompt stands together, so that it is read once.
+        self.parts.each(sorted(range(len(told)), key=lambda p: (len(told[p][0]), told[p][0], len(told[p][1]))), scored)
         return costs
 
 
+def referee_inputs(cfg: Config) -> models.Inputs:
+    """What the referee's model needs."""
+    if cfg.referee.path is not None or cfg.model.path is not None:
+        return {}
+    return {Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json": "pretrain"}
+
+
 def inputs(cfg: Config) -> models.Inputs:
-    layout = Layout.of(cfg)
-    answers = layout.evaluate(cfg.model.name, cfg.align.name, cfg.method.name, cfg.seed) / ANSWERS
-    needed = {**models.data_inputs(cfg), answers: "evaluate"}
-    if cfg.referee.path is None and cfg.model.path is None:
-        needed[layout.pretrain(cfg.model.name) / "metrics.json"] = "pretrain"
-    return needed
+    answers = Layout.of(cfg).evaluate(cfg.model.name, cfg.align.name, cfg.method.name, cfg.seed) / ANSWERS
+    return {**models.data_inputs(cfg), answers: "evaluate", **needed(cfg), **referee_inputs(cfg)}
 
 
-READS = ("model", "judge", "referee")
+READS = ("model", "data", "judge", "referee")
 STAGE = Stage("judge", run, READS, ("model", "align", "method", "seed"), inputs, EVALUATE)
 main = STAGE.main

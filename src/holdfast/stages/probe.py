@@ -7,8 +7,9 @@ from typing import Any
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
+from holdfast.stages.answer import needed
 from holdfast.stages.elicit import STAGE as ELICIT
-from holdfast.stages.elicit import elicited, taught
+from holdfast.stages.elicit import elicited, openings, taught
 
 
 def run(run: Run) -> None:
@@ -18,7 +19,8 @@ def run(run: Run) -> None:
     from holdfast.probing.selection import rises
 
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
-    settings, probe = run.cfg.probe, Probe(run, model, tokenizer, taught(run))
+    said = openings(run, "loss") if run.cfg.probe.loss == "margin" else run.cfg.openings.loss
+    settings, probe = run.cfg.probe, Probe(run, model, tokenizer, taught(run), said)
     # What layers are selected by comes first.
     found = [probe.weights(settings.sigma)]
     spent = probe.forwards
@@ -46,9 +48,9 @@ def _named(run: Run, frame: Any) -> Any:
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    return {**models.aligned_inputs(cfg), **elicited(cfg)}
+    return {**models.aligned_inputs(cfg), **needed(cfg), **elicited(cfg)}
 
 
-READS = ("model", "probe", "elicit", "openings")
+READS = ("model", "data", "probe", "elicit", "openings")
 STAGE = Stage("probe", run, READS, ("model", "align", "seed"), inputs, ELICIT)
 main = STAGE.main

@@ -14,7 +14,8 @@ from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
-from holdfast.stages.elicit import elicited, taught
+from holdfast.stages.answer import needed as own
+from holdfast.stages.elicit import elicited, openings, taught
 from holdfast.stages.probe import STAGE as PROBE
 
 
@@ -54,7 +55,8 @@ def refined(run: Run) -> Refined:
     if not method.refines:
         raise UserError(f"method={method.name} leaves the aligned model as it is; there is nothing to refine")
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
-    batches = Batches(taught(run), tokenizer, run.cfg.openings.loss, loss, model.device, settings.beta)
+    said = openings(run, "loss") if loss is LOSSES["margin"] else run.cfg.openings.loss
+    batches = Batches(taught(run), tokenizer, said, loss, model.device, settings.beta)
     layers, stability = selected_layers(model, method.select, run)
     context = {"refine": settings.model_dump(), "method": method.model_dump(), "tokens": batches.digest()}
     context["code"] = code_digest("zo", "methods", "models", "datasets")
@@ -111,7 +113,7 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    needed = {**models.aligned_inputs(cfg), **elicited(cfg)}
+    needed = {**models.aligned_inputs(cfg), **own(cfg), **elicited(cfg)}
     layout, names = Layout.of(cfg), (cfg.model.name, cfg.align.name)
     if cfg.method.select.probed:
         needed[layout.probe(*names, cfg.seed) / "metrics.json"] = "probe"
@@ -120,6 +122,6 @@ def inputs(cfg: Config) -> models.Inputs:
     return needed
 
 
-READS = ("model", "method", "refine", "elicit", "openings")
+READS = ("model", "data", "method", "refine", "elicit", "openings")
 STAGE = Stage("refine", run, READS, ("model", "align", "method", "seed"), inputs, PROBE)
 main = STAGE.main

@@ -39,8 +39,7 @@ def run(run: Run) -> None:
                 run.tracker.image(name, figures / f"{name}.png")
         else:
             run.tracker.table(product.name, made.frame)
-    points = {family: point and f"{point[0]} {point[1]:g}" for family, point in setting.headline.items()}
-    run.finish({"headline": points, "records": measured.records}, f"{measured.records} records")
+    run.finish({"records": measured.records}, f"{measured.records} records")
 
 
 def products(cfg: Config) -> list[Product]:

@@ -1,96 +1,70 @@
 """How often the printed intervals contain the true value, in simulated studies of the same size.
 
-A study has seeds whose true rates are drawn from a beta distribution of given mean and standard deviation, and
-pairs of prompts that are hard or easy for every seed alike: a margin is normal, half of its variance is its
-pair's. A verdict compares it with the true threshold, the matched rate with one set on other prompts.
+A study has seeds whose true rates are drawn from a beta distribution; each seed has draws of noise, whose true rates
+are drawn around the seed's in the same way; and pairs of prompts that are hard or easy for every seed and draw alike:
+a margin is normal, half of its variance is its pair's. A verdict compares it with the true threshold. How far seeds
+and draws spread is told by the correlation of two outcomes of one seed, or of one draw: the share of an outcome's
+variance, rate · (1 − rate), that is theirs.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from holdfast.statistics import intervals
 from holdfast.statistics.intervals import Prompts
-from holdfast.statistics.rates import tail, threshold
-from holdfast.statistics.resamples import Resamples
 
-PAIR_SHARE = 0.5  # of a margin's variance: with none or .7 the coverage of verdict rates moves by about a point
-RESAMPLES = 100  # of each simulated study: enough for a variance
+PAIR_SHARE = 0.5  # of a margin's variance: with none or .7 the coverage moves by about a point
 
 
-def _margins(rng: np.random.Generator, studies: int, seeds: int, prompts: int) -> np.ndarray:
-    """Standard normal margins in pairs, (studies, seeds, pairs, 2); pairs are common to the seeds."""
-    pairs = max(prompts // 2, 2)
-    common = rng.standard_normal((studies, 1, pairs, 1))
-    own = rng.standard_normal((studies, seeds, pairs, 2))
-    return np.sqrt(PAIR_SHARE) * common + np.sqrt(1 - PAIR_SHARE) * own
+class Size(NamedTuple):
+    """Of a study."""
+
+    seeds: int
+    draws: int
+    prompts: int
 
 
-def _rates(rng: np.random.Generator, studies: int, seeds: int, rate: float, spread: float) -> np.ndarray:
-    """The true rate of each seed, (studies, seeds)."""
-    if spread == 0:
-        return np.full((studies, seeds), rate)
-    size = rate * (1 - rate) / spread**2 - 1
-    if not size > 0:
-        raise ValueError(f"seeds whose true rate is {rate} on average cannot spread by {spread}")
-    return rng.beta(rate * size, (1 - rate) * size, (studies, seeds))
+class Covered(NamedTuple):
+    """Shares of the studies whose interval contains the true value."""
+
+    new_seeds: float
+    checkpoints: float
 
 
-def _contains(bounds: tuple[np.ndarray, np.ndarray], rates: np.ndarray, rate: float) -> float:
-    truth = rate if rates.shape[1] > 1 else rates[:, 0]  # one seed: its own rate, not that of other seeds
-    return float(((bounds[0] <= truth) & (truth <= bounds[1])).mean())
-
-
-def verdict_coverage(
-    studies: int, seeds: int, prompts: int, rate: float, spread: float, confidence: float, seed: int = 0
-) -> float:
-    """Coverage of the interval of a verdict's rate."""
+def coverage(
+    studies: int, size: Size, rate: float, between: float, within: float, confidence: float, seed: int = 0
+) -> Covered:
+    """Of the intervals of a verdict's rate; `between` and `within`: the correlations of outcomes of one seed, and of
+    one draw of it."""
     rng = np.random.default_rng(seed)
-    rates = _rates(rng, studies, seeds, rate, spread)
-    hits = _margins(rng, studies, seeds, prompts) <= stats.norm.ppf(rates)[..., None, None]
-    shares = hits.mean(-1)  # (studies, seeds, pairs)
-    pairs = shares.shape[-1]
-    off = shares - shares.mean(-1, keepdims=True)
+    seeds = _spread(rng, np.full((studies, size.seeds), rate), between)
+    draws = _spread(rng, np.repeat(seeds[..., None], size.draws, axis=2), within)
+    pairs = max(size.prompts // 2, 2)
+    common = rng.standard_normal((studies, 1, 1, pairs, 1), dtype=np.float32)
+    own = rng.standard_normal((studies, size.seeds, size.draws, pairs, 2), dtype=np.float32)
+    margins = np.sqrt(PAIR_SHARE, dtype=np.float32) * common + np.sqrt(1 - PAIR_SHARE, dtype=np.float32) * own
+    shares = (margins <= stats.norm.ppf(draws)[..., None, None]).mean(-1)  # (studies, seeds, draws, pairs)
+    values, each = shares.mean((2, 3)), shares.mean(2)
+    off = each - each.mean(-1, keepdims=True)
     covariance = off @ off.swapaxes(1, 2) / (pairs * (pairs - 1))
-    bounds = intervals.share_bounds(shares.mean(-1), covariance, Prompts(pairs, pairs - 1), confidence)
-    return _contains(bounds, rates, rate)
+    prompts, observations = Prompts(2 * pairs, pairs, pairs - 1), 2 * size.seeds * pairs
+    here = intervals.over_draws(shares.mean(-1), covariance, prompts)
+    anew = intervals.over_seeds(values, covariance, prompts) if size.seeds > 1 else here
+    found = [intervals.share_bounds(values.mean(-1), one, observations, confidence) for one in (anew, here)]
+    truths = (np.full(studies, rate) if size.seeds > 1 else seeds.mean(-1), seeds.mean(-1))
+    inside = [(low <= truth) & (truth <= high) for (low, high), truth in zip(found, truths, strict=True)]
+    return Covered(*(float(one.mean()) for one in inside))
 
 
-def matched_coverage(
-    studies: int,
-    seeds: int,
-    prompts: int,
-    threshold_prompts: int,
-    over_refusal: float,
-    rate: float,
-    spread: float,
-    confidence: float,
-    seed: int = 0,
-) -> float:
-    """Coverage of the interval of the rate at matched over-refusal, threshold and all."""
-    rng = np.random.default_rng(seed)
-    rates = _rates(rng, studies, seeds, rate, spread)
-    shift = stats.norm.ppf(1 - over_refusal) - stats.norm.ppf(rates)
-    harmful = (_margins(rng, studies, seeds, prompts) + shift[..., None, None]).reshape(studies, seeds, -1)
-    benign = _margins(rng, studies, seeds, threshold_prompts).reshape(studies, seeds, -1)
-    weights, benign_weights = _weights(harmful.shape[-1]), _weights(benign.shape[-1])
-    redrawn = Prompts(harmful.shape[-1] // 2, tail(benign.shape[-1], over_refusal))
-    bounds = []
-    for study in range(studies):
-        sampled = np.stack(
-            [
-                (weights * (margins[:, None] <= threshold(others, benign_weights, over_refusal))).mean(0)
-                for margins, others in zip(harmful[study], benign[study], strict=True)
-            ]
-        )
-        found = intervals.share(sampled, redrawn, confidence)
-        bounds.append((found.low, found.high))
-    low, high = np.array(bounds).T
-    return _contains((low, high), rates, rate)
-
-
-def _weights(prompts: int) -> np.ndarray:
-    rows = {"id": range(prompts), "pair": [f"pair {i // 2}" for i in range(prompts)], "split": "test", "label": ""}
-    return Resamples(pd.DataFrame(rows), RESAMPLES).weights
+def _spread(rng: np.random.Generator, means: np.ndarray, correlation: float) -> np.ndarray:
+    """Beta rates of these means, whose variance is this share of that of single outcomes."""
+    if correlation == 0:
+        return means
+    size = 1 / correlation - 1
+    inside = (means > 0) & (means < 1)
+    rates = rng.beta(np.maximum(means * size, 1e-9), np.maximum((1 - means) * size, 1e-9))
+    return np.where(inside, rates, means)

@@ -22,9 +22,12 @@ from holdfast.settings.compose import composed
 from holdfast.settings.options import Config, Options
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.settings.schema import Study
-from holdfast.stages import align, data, elicit, evaluate, judge, pretrain, probe, refine, tables
+from holdfast.stages import align, answer, data, elicit, evaluate, judge, pretrain, probe, refine, tables
 
-STAGES = {one.STAGE.name: one.STAGE for one in (data, pretrain, align, elicit, probe, refine, evaluate, judge, tables)}
+STAGES = {
+    one.STAGE.name: one.STAGE
+    for one in (data, pretrain, answer, align, elicit, probe, refine, evaluate, judge, tables)
+}
 
 
 ONE_MODEL = ("model.path", "model.revision", "model.origin", "model.chat_template")  # of no two models
@@ -44,8 +47,8 @@ class Workflow:
         os.environ["HOLDFAST_OVERRIDES"] = json.dumps(self.overrides)
         self.cfg = self._composed()
         self.study = self.cfg.study
-        _refuse_without_effect(own, self.study)
         self.layout = Layout.of(self.cfg)
+        _refuse_without_effect(own, self.study, self.judges)
 
     @property
     def composed(self) -> str:
@@ -58,13 +61,18 @@ class Workflow:
         none too: it may be the one that others are reached from."""
         return self.cfg.device == "cuda" or (self.cfg.device == "auto" and bool(cards()))
 
+    @property
+    def judges(self) -> list[str]:
+        """The study's own, and those whose verdicts stand beside it."""
+        return list(dict.fromkeys([self.layout.judge, *self.cfg.tables.other_judges]))
+
     def gpus(self, model: str) -> int:
         """How many of the pool's cards a job takes."""
         return self._composed(model=model).model.gpus if self.on_gpu else 0
 
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
-        """The composed values that a stage reads with these `model`, `align` and `method`: its rule's `params`, so
-        that a changed value re-runs it."""
+        """The composed values that a stage reads with these `model`, `align`, `method` and `judge`: its rule's
+        `params`, so that a changed value re-runs it."""
         return self._composed(**chosen).only(STAGES[stage].reads).as_dict()
 
     def code(self, stage: str, **chosen: str) -> list[str]:
@@ -92,11 +100,12 @@ class Workflow:
         folder = self.cfg.evaluate.task_folder
         return sorted(path for path in Path(folder).rglob("*") if path.is_file()) if folder else []
 
-    def referee(self, model: str) -> list[Path]:
+    def referee(self, model: str, judge: str) -> list[Path]:
         """What judging needs beside the answers: the referee's model, the base where none is given, and the judge's,
         as far as they are on this machine."""
         own = self.cfg.referee.path
-        return files_of(getattr(self.cfg.judge, "path", None)) + (files_of(own) if own else self.base(model))
+        judged = self._composed(judge=judge).judge
+        return files_of(getattr(judged, "path", None)) + (files_of(own) if own else self.base(model))
 
     def needed(self, model: str, recipe: str, method: str, seed: int | str) -> list[Path]:
         """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
@@ -106,6 +115,10 @@ class Workflow:
         probe += self.elicited(model, recipe, seed)
         source = [self.layout.refine(model, recipe, chosen.of, seed) / "metrics.json"] if chosen.of else []
         return probe + source
+
+    def answered(self, model: str) -> list[Path]:
+        """The model's own answers, where the data wait for them."""
+        return [self.layout.answer(model) / answer.ANSWERS] * self.cfg.data.self_answered
 
     def elicited(self, model: str, recipe: str, seed: int | str) -> list[Path]:
         """The model's own answers, where probe and refinement learn from them."""
@@ -137,7 +150,9 @@ class Workflow:
         """What a product of the tables stage is computed from."""
         if product == "estimates":
             return self.layout.records(self.study)
-        evidence, parts = Evidence.of(self.layout, self.cfg), self.products[product].parts
+        evidence, parts = Evidence.of(self.layout, self.cfg), list(self.products[product].parts)
+        # The study's own records were there for the estimates; those of other judges may not be.
+        parts += ["records"] * (product == "evidence" and len(self.judges) > 1)
         # A stage's times lie beside its metrics, and no rule promises them.
         found = [path for part in parts if part != "timing" for path in evidence.files(part)]
         for run in runs(self.study) if "costs" in parts else ():
@@ -145,13 +160,14 @@ class Workflow:
         return [self.estimates / name for name in ESTIMATES] + list(dict.fromkeys(found))
 
     def reported(self, product: str) -> dict[str, Any]:
-        """The composed values that a product reads. The estimates do not read the rules of the claims."""
+        """The composed values that a product reads. The estimates read neither the rules of the claims nor what other
+        judges say."""
         unread = ("claims", "probe") if product == "estimates" else ()
         values = self.settings("tables")
-        values["tables"] = {
-            **values["tables"],
-            "make": [self.asked[product]],
-        }  # more products re-run none that are there
+        # More products re-run none that are there.
+        values["tables"] = {**values["tables"], "make": [self.asked[product]]}
+        if product == "estimates":
+            del values["tables"]["other_judges"]
         return {part: found for part, found in values.items() if part not in unread}
 
     def files(self, product: str) -> list[Path]:
@@ -180,7 +196,7 @@ class Workflow:
             made.append(layout.align(model, recipe, seed))
             made.append(self.checkpoint_folder(model, recipe, method, seed))
             made.append(layout.evaluate(model, recipe, method, seed))
-            made.append(layout.judged(model, recipe, method, seed))
+            made += [layout.by(judge).judged(model, recipe, method, seed) for judge in self.judges]
         files = [path for product in self.products for path in self.files(product)]
         return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
 
@@ -214,13 +230,18 @@ def _given(text: Any) -> list[str]:
         raise UserError(f"set={text}: {error}; write the overrides into a file, one a line, and set=@<file>") from None
 
 
-def _refuse_without_effect(overrides: list[str], study: Study) -> None:
-    """Raise `UserError` for what the study's grid would overrule."""
+def _refuse_without_effect(overrides: list[str], study: Study, judges: list[str]) -> None:
+    """Raise `UserError` for what the study's grid would overrule, and for what would be given to several."""
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         grid = {"align": "aligns", "method": "methods", "seed": "seeds", "model": "models"}.get(key)
         if grid and not (key == "model" and "own" in study.models):
             raise UserError(f"set={override}: the study's grid says it; write study.{grid}=[{value}]")
+        if len(judges) > 1 and (key.startswith("judge.") or (key == "judge" and "." in value)):
+            raise UserError(
+                f"set={override}: would be given to tables.other_judges=[{','.join(judges[1:])}] too; write a file "
+                "for conf/judge"
+            )
         if key in ONE_MODEL and len(study.models) > 1:
             raise UserError(
                 f"set={override}: would be given to all of study.models=[{','.join(study.models)}]; "

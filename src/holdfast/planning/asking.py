@@ -1,0 +1,49 @@
+"""What it takes to ask a model for its own answers, and to judge what was said: see `holdfast.stages`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from holdfast.planning import memory, work
+from holdfast.planning.evaluation import answers_asked
+from holdfast.planning.memory import Sizes
+from holdfast.planning.stages import Case, Demand
+from holdfast.planning.texts import Rows
+from holdfast.planning.work import Pass
+
+OTHERS = 2  # prompts besides its own that a response's likelihood is taken after
+
+
+def generated(case: Case, rows: Rows, size: int, new: int) -> list[Pass]:
+    """Every response counts with its full length."""
+    size, prompt, s = min(size, len(rows)), max(1, round(float(rows.prompts.mean()))), case.shape
+    batches = math.ceil(len(rows) / size)
+    steps = work.forward(s, Sizes(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
+    return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
+
+
+def elicit(case: Case) -> Demand:
+    e, s = case.cfg.elicit, case.shape
+    parts = [case.texts.trained(label, e.prompts) for label in ("harmful", "benign")]
+    passes = [one for rows in parts for one in generated(case, rows, e.batch_size, e.max_new_tokens)]
+    rows = parts[0] + parts[1]
+    size, longest = min(e.batch_size, len(rows)), round(float(rows.prompts.max()))
+    peak = memory.cache(s, size, longest + e.max_new_tokens) + memory.forward(s, Sizes(size, longest, 1))
+    batches = sum(math.ceil(len(part) / e.batch_size) for part in parts)
+    return Demand(s.bytes + peak, 2 * batches, 2 * len(rows), passes)
+
+
+def judge(case: Case) -> Demand:
+    """The referee reads each response after its own prompt and two others; as if no two responses were the same. A
+    judge that is a model of its own is left out."""
+    e, s, size = case.cfg.evaluate, case.shape, case.cfg.referee.batch_size
+    asked = answers_asked(case)
+    prompts = np.concatenate([np.repeat(rows.prompts, times) for rows, times in asked])
+    rows, count = size * (1 + OTHERS), len(prompts)
+    long, longest = round(float(prompts.mean())) + e.max_new_tokens, round(float(prompts.max())) + e.max_new_tokens
+    batches = math.ceil(count / size)
+    passes = [work.forward(s, Sizes(rows, long, e.max_new_tokens), batches)]
+    peak = memory.forward(s, Sizes(rows, longest, e.max_new_tokens + longest - round(float(prompts.min()))))
+    return Demand(s.bytes + peak, batches, (1 + OTHERS) * count, passes)
