@@ -45,7 +45,7 @@ def test_splits_share_neither_ids_nor_prompts_nor_pairs(rows):
 
 def test_the_evidence_is_large_enough(studies, rows):
     cfg = studies["evidence"]
-    assert len(cfg.study.seeds) >= 8
+    assert len(cfg.study.seeds) >= 5
     harmful = rows[(rows["split"] == "test") & (rows["label"] == "harmful")]
     harmful = capped(harmful, cfg.evaluate.prompts["test/harmful"], cfg.evaluate.seed)
     assert harmful["pair"].nunique() >= 90

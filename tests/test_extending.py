@@ -94,7 +94,8 @@ def test_the_perturbation_is_in_the_grid(place):
     points = [p for p in grid(composed(overrides(command)).perturb) if p.name == "fine_rtn"]
     assert [(p.perturbation.kind, p.level, p.generate) for p in points] == [("rtn", 5, False), ("rtn", 3, True)]
     (level,) = re.findall(r"`'(perturb\.\S+)'`", PAGE)
-    assert [p.level for p in grid(composed([level]).perturb) if p.name == "rtn"] == [4, 3, 2]
+    levels = [p.level for p in grid(composed([level]).perturb) if p.name == "rtn"]
+    assert list(dict.fromkeys(levels)) == [4, 3, 2]
 
 
 def test_a_judge_composes_on_top_of_the_rules(place):

@@ -159,7 +159,7 @@ def test_memory_grows_with_the_layers_that_are_refined(method, k):
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(STAGES)), st.integers(1, 5))
 def test_memory_grows_with_the_rows_of_a_stage(llama_8b, stage, doublings):
-    key = {"probe": "probe.online.batch_size"}.get(stage, f"{stage}.batch_size")
+    key = {"probe": "probe.online.batch_size", "judge": "referee.batch_size"}.get(stage, f"{stage}.batch_size")
     rows = 2**doublings
     small, large = (STAGES[stage](with_values(llama_8b, {key: size})) for size in (rows, 2 * rows))
     assert small.memory <= large.memory

@@ -56,6 +56,7 @@ def aligned(tmp_path, tokenizer):
     layout = Layout(str(tmp_path / "results"), "tiny")
     save_prompts(layout, 6)
     save_aligned(layout.align("tiny", "sft", 0), tokenizer)
+    save_aligned(layout.pretrain("tiny"), tokenizer)  # the referee's
     return tmp_path
 
 

@@ -77,7 +77,7 @@ def test_one_bos_everywhere(templated, rows):
     cfg = composed(["study=tiny"])
     batches = Batches(rows, templated, cfg.openings.loss, dpo, torch.device("cpu"))
     examples = [e for label in ("harmful", "benign") for e in batches.examples[label]]
-    scorer = Scorer(templated, rows, cfg)
+    scorer = Scorer(templated, rows, cfg, cfg.openings.score)
     for row, example, asked, answer in zip(
         rows.itertuples(), examples, scorer.prompts, scorer.references, strict=True
     ):

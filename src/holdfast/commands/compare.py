@@ -49,7 +49,8 @@ class Study:
         written = layout.root / "tables" / "estimates" / "config.yaml"
         if not written.is_file():
             raise UserError(f"{folder}: no tables of a study there ({written} is missing); give results/<study>")
-        return cls(name, layout, read(OmegaConf.to_container(OmegaConf.load(written))))  # type: ignore[arg-type]
+        cfg = read(OmegaConf.to_container(OmegaConf.load(written)))  # type: ignore[arg-type]
+        return cls(name, layout.by(cfg.judge.name), cfg)
 
     def settings(self, run: tuple[str, str, str, int]) -> Settings:
         """What one run's stages were given, as they wrote it; names, which tell runs apart anyway, aside."""

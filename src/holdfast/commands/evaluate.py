@@ -3,8 +3,8 @@
 holdfast evaluate model=<folder or Hub id> [against=<folder or Hub id>] [overrides, as of study=measure]
 
 Both answer the same prompts under the same noise, and one referee, `against`, says of both what is broken. Where
-prompts come without answers, utility is of each model's own: its fall compares, its height does not. With `method=`
-or `hydra.run.dir=` the stage runs alone.
+prompts come without answers, utility is of those that `against` gives. With `method=` or `hydra.run.dir=` the stage
+runs alone.
 """
 
 from __future__ import annotations

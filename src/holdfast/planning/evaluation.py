@@ -24,9 +24,9 @@ PRUNED = 24  # bytes a weight, of one matrix at a time: its scores, their order,
 def evaluate(case: Case) -> Demand:
     """Every point of the grid on every prompt."""
     e, s = case.cfg.evaluate, case.shape
-    parts = [case.texts.evaluated(*part) for part in SPLITS]
+    parts = [case.texts.evaluated(*part) for part in SPLITS[: 3 if e.margin_draws else 2]]
     useful, generated = parts[0], parts[0] + parts[1]
-    scored = generated + parts[2]
+    scored = generated + parts[2] if len(parts) > 2 else generated
     scoring = _scoring(case, scored)
     beside = [kept(case, perturb) for perturb in case.cfg.perturb.values()]
     peak = max([scoring, *(max(alone, during + scoring) for alone, during in beside)])

@@ -106,7 +106,8 @@ def asked(run: Run) -> Any:
 
     from holdfast.datasets.sampling import capped
 
-    splits = (*SPLITS, ("tune", "harmful")) if not run.cfg.method.refines else SPLITS
+    splits = SPLITS[: 3 if run.cfg.evaluate.margin_draws else 2]  # thresholds are of margins
+    splits += (("tune", "harmful"),) if not run.cfg.method.refines else ()
     caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
     parts = [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in splits]
     return pd.concat(parts, ignore_index=True)

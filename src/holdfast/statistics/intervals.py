@@ -120,9 +120,9 @@ def _together(one: np.ndarray, freedom: float, other: np.ndarray, others: float)
     """The sum of two variances, by Satterthwaite; where both are 0, nothing speaks for more degrees than the first
     has."""
     variance = one + other
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         degrees = variance**2 / (one**2 / freedom + other**2 / others)
-    return Spread(variance, np.where(variance > 0, degrees, freedom))
+    return Spread(variance, np.where(np.isfinite(degrees), degrees, freedom))
 
 
 def share_bounds(
