@@ -8,7 +8,7 @@ import numpy as np
 
 from holdfast.planning import memory, work
 from holdfast.planning.evaluation import answers_asked
-from holdfast.planning.memory import Sizes
+from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.stages import Case, Demand
 from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
@@ -36,14 +36,18 @@ def elicit(case: Case) -> Demand:
 
 
 def judge(case: Case) -> Demand:
-    """The referee reads each response after its own prompt and two others; as if no two responses were the same. A
-    judge that is a model of its own is left out."""
-    e, s, size = case.cfg.evaluate, case.shape, case.cfg.referee.batch_size
+    """The referee reads each response after its own prompt and two others, as if no two responses were the same; the
+    prompts of a batch are read beside them. A judge that is a model of its own is left out."""
+    s, size, new = case.shape, case.cfg.referee.batch_size, case.cfg.evaluate.max_new_tokens
     asked = answers_asked(case)
-    prompts = np.concatenate([np.repeat(rows.prompts, times) for rows, times in asked])
-    rows, count = size * (1 + OTHERS), len(prompts)
-    long, longest = round(float(prompts.mean())) + e.max_new_tokens, round(float(prompts.max())) + e.max_new_tokens
+    count = sum(len(rows) * times for rows, times in asked)
+    prompts = np.concatenate([rows.prompts for rows, _ in asked])
+    rows, prompt, longest = size * (1 + OTHERS), round(float(prompts.mean())), round(float(prompts.max()))
     batches = math.ceil(count / size)
-    passes = [work.forward(s, Sizes(rows, long, e.max_new_tokens), batches)]
-    peak = memory.forward(s, Sizes(rows, longest, e.max_new_tokens + longest - round(float(prompts.min()))))
-    return Demand(s.bytes + peak, batches, (1 + OTHERS) * count, passes)
+    few = 1 + OTHERS  # prompts of a batch: what is said to one stands together
+    passes = [
+        work.forward(s, Sizes(few, prompt, 1), batches),
+        work.forward(s, Sizes(rows, new, new), batches, past=prompt),
+    ]
+    peak = memory.cache(s, rows, longest + new) + memory.logits(s, rows, new) + rows * new * s.vocabulary * FLOAT
+    return Demand(s.bytes + peak, 2 * batches, few * (batches + count), passes)
