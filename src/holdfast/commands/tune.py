@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from holdfast.datasets.sampling import capped
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.runtime.run import Run, Stage
 from holdfast.runtime.tracking import flatten
 from holdfast.settings.options import Config
-from holdfast.stages.answer import rows_of
-from holdfast.stages.evaluate import bench_of
+from holdfast.stages.evaluate import bench_of, prompts_of
 from holdfast.stages.judge import referee_inputs, refereed
 from holdfast.stages.refine import STAGE as REFINE
 from holdfast.stages.refine import refined
@@ -44,17 +42,9 @@ def run(run: Run) -> float:
     else:
         done = refined(run)
         model, tokenizer, cost, stability = done.model, done.tokenizer, done.sequences, done.stability
-    caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
-    split = [("tune", label) for label in ("harmful", "benign")]
-    prompts = pd.concat(
-        [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in split],
-        ignore_index=True,
-    )
-    scorer, bench, judged = (
-        Scorer(tokenizer, prompts, run.cfg, run.cfg.openings.score),
-        bench_of(run, tokenizer, NOISE),
-        refereed(run, prompts),
-    )
+    prompts = prompts_of(run, ("tune", "harmful"), ("tune", "benign"))
+    scorer = Scorer(tokenizer, prompts, run.cfg, run.cfg.openings.score)
+    bench, judged = bench_of(run, tokenizer, NOISE), refereed(run, prompts)
     everything, benign = prompts.index.tolist(), prompts.index[prompts["label"] == "benign"].tolist()
     rows = []
 

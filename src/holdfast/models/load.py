@@ -28,6 +28,13 @@ def data_inputs(cfg: Config) -> Inputs:
     return {Layout.of(cfg).data / "metrics.json": "data"}
 
 
+def base_inputs(cfg: Config) -> Inputs:
+    """What a stage needs that loads the base model: that it was pretrained, if the run makes it."""
+    if cfg.model.path is not None:
+        return {}
+    return {Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json": "pretrain"}
+
+
 def aligned_inputs(cfg: Config) -> Inputs:
     return {
         **data_inputs(cfg),

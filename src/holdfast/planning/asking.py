@@ -7,21 +7,11 @@ import math
 import numpy as np
 
 from holdfast.planning import memory, work
-from holdfast.planning.evaluation import answers_asked
+from holdfast.planning.evaluation import answers_asked, batches_of, generated
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.stages import Case, Demand
-from holdfast.planning.texts import Rows
-from holdfast.planning.work import Pass
 
 OTHERS = 2  # prompts besides its own that a response's likelihood is taken after
-
-
-def generated(case: Case, rows: Rows, size: int, new: int) -> list[Pass]:
-    """Every response counts with its full length."""
-    size, prompt, s = min(size, len(rows)), max(1, round(float(rows.prompts.mean()))), case.shape
-    batches = math.ceil(len(rows) / size)
-    steps = work.forward(s, Sizes(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
-    return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
 
 
 def elicit(case: Case) -> Demand:
@@ -31,7 +21,7 @@ def elicit(case: Case) -> Demand:
     rows = parts[0] + parts[1]
     size, longest = min(e.batch_size, len(rows)), round(float(rows.prompts.max()))
     peak = memory.cache(s, size, longest + e.max_new_tokens) + memory.forward(s, Sizes(size, longest, 1))
-    batches = sum(math.ceil(len(part) / e.batch_size) for part in parts)
+    batches = sum(batches_of(part, e.batch_size) for part in parts)
     return Demand(s.bytes + peak, 2 * batches, 2 * len(rows), passes)
 
 

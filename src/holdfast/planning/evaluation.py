@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,19 +27,18 @@ def evaluate(case: Case) -> Demand:
     """Every point of the grid on every prompt."""
     e, s = case.cfg.evaluate, case.shape
     parts = [case.texts.evaluated(*part) for part in SPLITS[: 3 if e.margin_draws else 2]]
-    useful, generated = parts[0], parts[0] + parts[1]
-    scored = generated + parts[2] if len(parts) > 2 else generated
+    useful, scored = parts[0], functools.reduce(operator.add, parts)
     scoring = _scoring(case, scored)
     beside = [kept(case, perturb) for perturb in case.cfg.perturb.values()]
     peak = max([scoring, *(max(alone, during + scoring) for alone, during in beside)])
     every, _, margins, _ = _counts(case)
     passes = [_times(one, margins) for one in _scored(case, scored)]
     passes += [_times(one, every) for one in _useful(case, useful)]
-    batches = margins * _batches(scored, e.batch_size) + every * _batches(useful, e.batch_size)
+    batches = margins * batches_of(scored, e.batch_size) + every * batches_of(useful, e.batch_size)
     sequences = margins * len(scored) + every * len(useful)
     for rows, times in answers_asked(case):
-        passes += [_times(one, times) for one in _generated(case, rows)]
-        batches, sequences = batches + times * _batches(rows, e.batch_size), sequences + times * len(rows)
+        passes += [_times(one, times) for one in generated(case, rows, e.batch_size, e.max_new_tokens)]
+        batches, sequences = batches + times * batches_of(rows, e.batch_size), sequences + times * len(rows)
     passes += [one for perturb in case.cfg.perturb.values() for one in _perturbed(case, perturb)]
     return Demand(s.bytes + peak, batches, sequences, passes)
 
@@ -126,7 +127,7 @@ class Points(NamedTuple):
     tuned: int
 
 
-def _batches(rows: Rows, size: int) -> int:
+def batches_of(rows: Rows, size: int) -> int:
     return math.ceil(len(rows) / size)
 
 
@@ -141,7 +142,7 @@ def _times(one: Pass, times: float) -> Pass:
 def _scored(case: Case, rows: Rows) -> list[Pass]:
     """Margins: the prompts once, and every opening after them."""
     s, size = case.shape, min(case.cfg.evaluate.batch_size, len(rows))
-    batches, prompt = _batches(rows, size), _mean(rows.prompts)
+    batches, prompt = batches_of(rows, size), _mean(rows.prompts)
     openings = [work.forward(s, Sizes(size, k - 1, k), batches, past=prompt) for k in case.texts.score if k > 1]
     return [work.forward(s, Sizes(size, prompt, 1), batches), *openings]
 
@@ -149,15 +150,14 @@ def _scored(case: Case, rows: Rows) -> list[Pass]:
 def _useful(case: Case, rows: Rows) -> list[Pass]:
     e, s = case.cfg.evaluate, case.shape
     size, prompt, answer = min(e.batch_size, len(rows)), _mean(rows.prompts), _mean(rows.responses)
-    batches = _batches(rows, size)
+    batches = batches_of(rows, size)
     return [work.forward(s, Sizes(size, prompt + answer, answer), batches)]
 
 
-def _generated(case: Case, rows: Rows) -> list[Pass]:
-    """Every response counts with its full length."""
-    e, s = case.cfg.evaluate, case.shape
-    size, prompt, new = min(e.batch_size, len(rows)), _mean(rows.prompts), e.max_new_tokens
-    batches = _batches(rows, size)
+def generated(case: Case, rows: Rows, size: int, new: int) -> list[Pass]:
+    """Answers of `new` tokens in batches of `size`: every response counts with its full length."""
+    s, size, prompt = case.shape, min(size, len(rows)), _mean(rows.prompts)
+    batches = batches_of(rows, size)
     steps = work.forward(s, Sizes(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
     return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
 

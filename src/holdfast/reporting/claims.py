@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from holdfast.reporting import verdicts
-from holdfast.reporting.comparisons import CLAIMS, COSTS, Comparisons, Row
+from holdfast.reporting.comparisons import CLAIMS, Comparisons, Row
+from holdfast.reporting.estimates import GUARDS, limit
 from holdfast.reporting.render import Table, number, points
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import WIDE
@@ -28,7 +29,7 @@ STATEMENTS = {
     "K1": "the sign-shuffled walk does nothing",
 }
 HOLM = ("C1", "C2", "C3", "C4", "C5")
-SHOWN = {"effect": "effect", **{cost: f"worse {cost.replace('_', ' ')}" for cost in COSTS}}
+SHOWN = {"effect": "effect", **{cost: f"worse {cost.replace('_', ' ')}" for cost in GUARDS}}
 WHOLE = "as a whole"
 
 
@@ -105,7 +106,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
 def _caption(setting: Setting, cfg: Config, best: list[str]) -> str:
     c, m = cfg.claims, cfg.claims.methods
     margin = f"{100 * c.margin:g} points"
-    costs = ", ".join(f"{name.replace('_', ' ')} {100 * getattr(c.guards, name):g}" for name in COSTS)
+    costs = ", ".join(f"{name.replace('_', ' ')} {100 * limit(setting, name):g}" for name in GUARDS)
     return (
         f"Claims: {'; '.join(f'{claim}, {words}' for claim, words in STATEMENTS.items())}. Effect: difference of the "
         f"ASR (in C3 of what the family names) in points with its {c.confidence:.0%} interval; beside it how much "

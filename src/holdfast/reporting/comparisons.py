@@ -12,16 +12,26 @@ import pandas as pd
 
 from holdfast.reporting import verdicts
 from holdfast.reporting.cost import overheads
-from holdfast.reporting.estimates import CLEAN, At, Judged, at_of, compare, judged_points, sampled
+from holdfast.reporting.estimates import (
+    CLEAN,
+    GUARDS,
+    At,
+    Judged,
+    at_of,
+    compare,
+    judged_points,
+    limit,
+    sampled,
+    worsening,
+)
 from holdfast.reporting.sensitivity import ONLINE, PROBE, agreement, profiles
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.verdicts import Test
 from holdfast.settings.options import Config
 from holdfast.statistics.intervals import NOTHING, Difference, Estimate, student
-from holdfast.statistics.rates import UNMEASURED, Metrics, Sampled
+from holdfast.statistics.rates import Metrics, Sampled
 
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "O1", "K1")
-COSTS = ("over_refusal", "broken_benign", "utility")  # a worsening of each stands beside the ASR
 Side = tuple[str, At | None]
 """A method at a point; None for a point that the study lacks."""
 
@@ -37,7 +47,7 @@ class Row:
     comparison: str
     effect: Estimate
     test: Test
-    guards: dict[str, Difference] = field(default_factory=lambda: dict.fromkeys(COSTS, NOTHING))
+    guards: dict[str, Difference] = field(default_factory=lambda: dict.fromkeys(GUARDS, NOTHING))
     whole: bool = True
     unit: str = "points"
 
@@ -49,7 +59,7 @@ class Comparisons:
         self.metrics, self.frames, self.cfg, self.claims = metrics, frames, cfg, cfg.claims
         self.setting = replace(setting, confidence=cfg.claims.confidence)
         self.reference, self.spent = setting.reference, overheads(frames["costs"], cfg)
-        self.costs = {name: float(getattr(cfg.claims.guards, name)) for name in COSTS}
+        self.costs = {name: limit(setting, name) for name in GUARDS}
 
     def rows(self) -> list[Row]:
         """Every claim for every base model, at the judged recipes; C1 and C2 at each length of alignment too."""
@@ -123,10 +133,9 @@ class Comparisons:
         way = of[self.reference]["moved_by_alignment"].mean()
         share = of[paper]["moved"].mean() / way if way > 0 else nan
         still = share < self.claims.moved
-        for name, metric in (("clean ASR", "asr"), *((cost.replace("_", " "), cost) for cost in COSTS)):
+        for name, metric in (("clean ASR", "asr"), *((cost.replace("_", " "), cost) for cost in GUARDS)):
             effect = self.difference(model, (paper, CLEAN), (self.reference, CLEAN), metric)
-            worse = -effect if metric == "utility" else effect
-            test = verdicts.as_good(worse, self.costs.get(metric, self.claims.margin))
+            test = verdicts.as_good(worsening(effect, metric), limit(self.setting, metric))
             if effect.mean != effect.mean:
                 test = Test(nan, verdicts.NOT_RUN)
             elif still:
@@ -188,15 +197,14 @@ class Comparisons:
 
     def beside(self, model: str, one: Side, other: Side) -> tuple[Difference, dict[str, Difference]]:
         """The difference of the ASR, and of each guard as a worsening."""
-        found = {name: self.difference(model, one, other, name) for name in ("asr", *COSTS)}
-        return found.pop("asr"), {n: -d if n == "utility" else d for n, d in found.items()}
+        found = {name: self.difference(model, one, other, name) for name in ("asr", *GUARDS)}
+        return found.pop("asr"), {name: worsening(change, name) for name, change in found.items()}
 
     def difference(self, model: str, one: Side, other: Side, metric: str = "asr") -> Difference:
         return compare(self.values(model, one, metric), self.values(model, other, metric), metric, self.setting)
 
     def values(self, model: str, side: Side, metric: str) -> Sampled:
-        method, at = side
-        return sampled(self.metrics, model, method, at, metric) if at else UNMEASURED
+        return sampled(self.metrics, model, *side, metric)
 
     def named(self, at: Judged | None) -> str:
         return self.setting.label(at.at[0], at.at[2]) if at else "a level that was not run"

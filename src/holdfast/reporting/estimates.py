@@ -9,10 +9,9 @@ from holdfast.statistics import intervals
 from holdfast.statistics.intervals import NOTHING, Difference, Estimate
 from holdfast.statistics.rates import DETECTOR, UNMEASURED, Metrics, Point, Sampled
 
-LABEL = {  # metric -> the label of the prompts that it is a share of
-    **dict.fromkeys(("over_refusal", "broken_benign", "utility"), "benign"),
-}
+GUARDS = ("over_refusal", "broken_benign", "utility")  # what a lower ASR must not cost
 HIGHER = ("utility", "auroc")  # is better
+LABEL = dict.fromkeys(GUARDS, "benign")  # of the prompts that a metric is a share of; of all others harmful
 At = tuple[str, str, float]  # perturbation, family and level
 CLEAN: At = ("none", "clean", 0.0)
 
@@ -53,6 +52,16 @@ def compare(values: Sampled, others: Sampled, metric: str, setting: Setting) -> 
         return NOTHING
     prompts = setting.prompts(LABEL.get(metric, "harmful"), threshold=metric in DETECTOR)
     return intervals.difference(values - others, prompts, setting.confidence, shares=is_share(metric))
+
+
+def worsening(change: Difference, metric: str) -> Difference:
+    """Of what should be high, its fall."""
+    return -change if metric in HIGHER else change
+
+
+def limit(setting: Setting, metric: str) -> float:
+    """How much worse the ASR, or a guard, may be."""
+    return setting.margin if metric == "asr" else float(getattr(setting.guards, metric))
 
 
 def judged_points(metrics: Metrics, setting: Setting, model: str) -> dict[str, Judged | None]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from textwrap import wrap
 
-from holdfast.reporting.estimates import CLEAN, HIGHER, At, compare, sampled
+from holdfast.reporting.estimates import CLEAN, GUARDS, At, compare, limit, sampled, worsening
 from holdfast.reporting.render import short
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.tables import WIDE
 from holdfast.statistics.intervals import Difference
 from holdfast.statistics.rates import Metrics
 
-SIDES = {"alignment": ("asr",), "usefulness": ("over_refusal", "broken_benign", "utility")}
+SIDES = {"alignment": ("asr",), "usefulness": GUARDS}
 NAMES = {"asr": "ASR", "over_refusal": "over-refusal", "broken_benign": "broken", "utility": "utility"}
 
 
@@ -65,16 +65,12 @@ def _side(metrics: Metrics, setting: Setting, model: str, method: str, points: l
             change = compare(now, clean, metric, setting)
             if change.mean == change.mean:  # measured at both
                 found[metric] = change
-        worse = {metric: -change if metric in HIGHER else change for metric, change in found.items()}
-        if fell := {metric: found[metric] for metric, d in worse.items() if d.low > _limit(setting, metric)}:
+        worse = {metric: worsening(change, metric) for metric, change in found.items()}
+        if fell := {metric: found[metric] for metric, d in worse.items() if d.low > limit(setting, metric)}:
             return Side(name, place, fell)
-        holds = holds and all(d.high < _limit(setting, metric) for metric, d in worse.items())
+        holds = holds and all(d.high < limit(setting, metric) for metric, d in worse.items())
         changes = found
     return Side(name, None, changes, holds)
-
-
-def _limit(setting: Setting, metric: str) -> float:
-    return setting.margin if metric == "asr" else float(getattr(setting.guards, metric))
 
 
 def _level(setting: Setting, family: str, at: At) -> str:
@@ -109,7 +105,7 @@ def _changes(side: Side) -> str:
 
 
 def _note(setting: Setting) -> str:
-    limits = ", ".join(f"{name} {100 * _limit(setting, metric):g}" for metric, name in NAMES.items())
+    limits = ", ".join(f"{name} {100 * limit(setting, metric):g}" for metric, name in NAMES.items())
     return (
         f"gives way: its {setting.confidence:.0%} interval lies beyond so many points worse than clean: {limits}; "
         "holds: it excludes them; seems to hold, is not seen to give way: too few prompts or draws to tell"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from holdfast.reporting.estimates import CLEAN, HIGHER, At, at_of, compare, estimate, judged_points, sampled
+from holdfast.reporting.estimates import CLEAN, GUARDS, HIGHER, At, at_of, compare, estimate, judged_points, sampled
 from holdfast.reporting.render import Table, percent, points, short
 from holdfast.reporting.setting import Setting
 from holdfast.statistics.intervals import NOTHING, Estimate
 from holdfast.statistics.rates import METRICS, Metrics, Sampled, mean_of
 
-GUARDS = {"over_refusal": "over-refusal ↓", "broken_benign": "broken ↓", "utility": "utility ↑"}
+NAMES = dict(zip(GUARDS, ("over-refusal ↓", "broken ↓", "utility ↑"), strict=True))
 WIDE, NAME, GAP = 100, 17, 2  # characters: of a terminal, of a method's name there, between columns
 LEVEL = "at"  # the row that says a model's levels
 
@@ -107,7 +107,7 @@ def _measured(metrics: Metrics, model: str, method: str, setting: Setting) -> di
     for guard in GUARDS:
         each = [sampled(metrics, model, method, point, guard) for point in at.values() if point]
         known = [one for one in each if not one.missing]
-        found[GUARDS[guard], "mean", guard] = mean_of(known) if known else each[0]
+        found[NAMES[guard], "mean", guard] = mean_of(known) if known else each[0]
     return found
 
 

@@ -10,7 +10,6 @@ from holdfast.recipes import Trained
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
-from holdfast.settings.paths import Layout
 from holdfast.stages import answer
 from holdfast.stages.answer import STAGE as ANSWER
 
@@ -54,10 +53,7 @@ def given(run: Run) -> None:
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    needed = {**models.data_inputs(cfg), **answer.needed(cfg)}
-    if cfg.model.path is None:
-        needed[Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json"] = "pretrain"
-    return needed
+    return {**models.data_inputs(cfg), **answer.needed(cfg), **models.base_inputs(cfg)}
 
 
 STAGE = Stage("align", run, ("model", "data", "align", "openings"), ("model", "align", "seed"), inputs, ANSWER)

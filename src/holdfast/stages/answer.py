@@ -98,9 +98,7 @@ def needed(cfg: Config) -> models.Inputs:
 
 
 def inputs(cfg: Config) -> models.Inputs:
-    if cfg.answer.path or cfg.model.path:
-        return models.data_inputs(cfg)
-    return {**models.data_inputs(cfg), Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json": "pretrain"}
+    return {**models.data_inputs(cfg), **({} if cfg.answer.path else models.base_inputs(cfg))}
 
 
 STAGE = Stage("answer", run, ("model", "data", "answer"), ("model",), inputs, PRETRAIN)

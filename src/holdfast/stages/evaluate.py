@@ -102,15 +102,19 @@ def parts(cfg: Config, prompts: Any) -> list[Part]:
 def asked(run: Run) -> Any:
     """The prompts of the evaluation. Headline levels are chosen on the tuning split of the unrefined model, so only
     there is it scored."""
+    splits = SPLITS[: 3 if run.cfg.evaluate.margin_draws else 2]  # thresholds are of margins
+    return prompts_of(run, *splits, *([("tune", "harmful")] if not run.cfg.method.refines else []))
+
+
+def prompts_of(run: Run, *parts: tuple[str, str]) -> Any:
+    """Prompts of splits and labels, no more than the configuration's caps."""
     import pandas as pd
 
     from holdfast.datasets.sampling import capped
 
-    splits = SPLITS[: 3 if run.cfg.evaluate.margin_draws else 2]  # thresholds are of margins
-    splits += (("tune", "harmful"),) if not run.cfg.method.refines else ()
     caps, seed = run.cfg.evaluate.prompts, run.cfg.evaluate.seed
-    parts = [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in splits]
-    return pd.concat(parts, ignore_index=True)
+    each = [capped(rows_of(run, *part), caps.get("/".join(part)), seed) for part in parts]
+    return pd.concat(each, ignore_index=True)
 
 
 def _context(run: Run, prompts: Any, folder: Path) -> dict[str, Any]:

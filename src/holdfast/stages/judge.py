@@ -19,7 +19,7 @@ from holdfast.stages.evaluate import STAGE as EVALUATE
 
 if TYPE_CHECKING:
     from holdfast.judges import Verdicts
-    from holdfast.judges.referee import Known
+    from holdfast.judges.referee import Known, ReadyReferee
 
 ANSWERS = "answers.parquet"
 KEYS = ["id", "response", "ended"]  # of what is said, and so how likely it is
@@ -36,10 +36,7 @@ def run(run: Run) -> None:
     asked = records.loc[records["split"] == "test", "id"].unique()
     referee, nll, device = _refereed(run, records, prompts.set_index("id", drop=False), asked)
     said = records[records["response"].notna()]
-    texts = said["response"].tolist()
-    reasons = [referee.reason(text, cost) for text, cost in zip(texts, nll[said.index], strict=True)]
-    to = prompts.set_index("id").loc[said["id"], "prompt"].tolist()
-    verdicts, scores = _judged(run.cfg.judge.ready(device), to, texts, said["label"].tolist(), reasons)
+    reasons, verdicts, scores = _judged(referee, run.cfg.judge.ready(device), prompts, said, nll[said.index])
     records["nll"] = nll
     for column, values in (("reason", reasons), ("verdict", verdicts)):
         records[column] = pd.Series(values, index=said.index, dtype=object).reindex(records.index)
@@ -50,13 +47,18 @@ def run(run: Run) -> None:
     run.finish(metrics, f"clean ASR {metrics.get('clean/asr', math.nan):.3f}")
 
 
-def _judged(judge: Verdicts, *told: list[str]) -> tuple[list[str], list[float]]:
-    """Verdicts and scores."""
+def _judged(
+    referee: ReadyReferee, judge: Verdicts, prompts: Any, said: Any, costs: Any
+) -> tuple[list[str], list[str], list[float]]:
+    """Why responses are broken, verdicts and scores; `said` holds outcomes of `prompts`, `costs` their NLL."""
     from holdfast.judges import Scores
 
+    texts = said["response"].tolist()
+    reasons = [referee.reason(text, cost) for text, cost in zip(texts, costs, strict=True)]
+    told = prompts.set_index("id").loc[said["id"], "prompt"].tolist(), texts, said["label"].tolist(), reasons
     if isinstance(judge, Scores):
-        return judge.scored(*told)
-    return judge.verdicts(*told), [math.nan] * len(told[0])
+        return reasons, *judge.scored(*told)
+    return reasons, judge.verdicts(*told), [math.nan] * len(texts)
 
 
 def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
@@ -64,15 +66,11 @@ def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
     import numpy as np
 
     spoken, of = _spoken(run, prompts.set_index("id", drop=False))
-    referee, judge = run.cfg.referee.ready(spoken.nll(of), [*prompts["prompt"], *prompts["response"]]), None
+    referee = run.cfg.referee.ready(spoken.nll(of), [*prompts["prompt"], *prompts["response"]])
+    judge = run.cfg.judge.ready(str(spoken.model.device))
 
     def verdicts(said: Any) -> Any:
-        nonlocal judge
-        judge = judge or run.cfg.judge.ready(str(spoken.model.device))
-        texts, costs = said["response"].tolist(), spoken.nll(said)
-        reasons = [referee.reason(text, cost) for text, cost in zip(texts, costs, strict=True)]
-        to = prompts.set_index("id").loc[said["id"], "prompt"].tolist()
-        return np.array(judge.verdicts(to, texts, said["label"].tolist(), reasons), dtype=object)
+        return np.array(_judged(referee, judge, prompts, said, spoken.nll(said))[1], dtype=object)
 
     return verdicts
 
@@ -136,9 +134,7 @@ class _Spoken:
 
 def referee_inputs(cfg: Config) -> models.Inputs:
     """What the referee's model needs."""
-    if cfg.referee.path is not None or cfg.model.path is not None:
-        return {}
-    return {Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json": "pretrain"}
+    return models.base_inputs(cfg) if cfg.referee.path is None else {}
 
 
 def inputs(cfg: Config) -> models.Inputs:

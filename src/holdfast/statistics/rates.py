@@ -55,14 +55,6 @@ class Sampled:
             self.redrawn - other.redrawn,
         )
 
-    def __neg__(self) -> Sampled:
-        return Sampled(-self.value, -self.draws, -self.redrawn)
-
-    def of(self, seeds: Sequence[int]) -> Sampled:
-        """Of some seeds, by their places."""
-        places = list(seeds)
-        return Sampled(self.value[places], self.draws[places], self.redrawn[places])
-
 
 UNMEASURED = Sampled(np.empty(0), np.empty((0, 1)), np.empty((0, 0)))
 Metrics = dict[Point, dict[str, Sampled]]
