@@ -10,6 +10,9 @@ variant is one step with one query:
                  `torch.normal` per tensor and pass, `p = p + s·z·ε` out of place, four passes over all tensors
 (b) ours         features switched on in turn
 (c) floor        two bare forwards with full logits
+
+With --margin prompts instead, the loss is the margin of two openings, whose floor is two bare forwards over a row an
+opening.
 """
 
 from __future__ import annotations
@@ -258,12 +261,37 @@ def floor_row(tokens: int, times: list[float]) -> dict[str, Any]:
     return {"tokens": tokens, "variant": "(c) floor", "seconds": median, "spread": spread, "of the floor": 1.0}
 
 
+def margins(arguments: argparse.Namespace, model: nn.Module) -> list[dict[str, Any]]:
+    """A step of all layers with the margin loss, on prompts of 64 tokens and two openings of 4."""
+    from holdfast.methods.batches import Batch
+    from holdfast.methods.losses import margin
+    from holdfast.models.likelihood import Told
+
+    device, vocabulary = torch.device(arguments.device), SHAPES[arguments.shape][5]
+    prompts = batch_of(64 * arguments.margin, vocabulary, arguments.device)[:, :64].tolist()
+    openings = [prompts[0][:4], prompts[0][4:8]]
+    told = Told([(prompt, openings) for prompt in prompts], device)
+    sign = torch.tensor([1.0, -1.0], device=device).repeat(len(prompts))[: len(prompts)]
+    batch, ids = Batch(told, sign, 1), torch.tensor([p + o for o in openings for p in prompts], device=device)
+    layers = decoder_layers(weight_groups(model))
+    given: dict[str, Any] = {"layers": layers, "mu": 1e-3, "lr": 1e-6, "prefix": "off", "noise": "rademacher"}
+    refiner = ZeroOrderRefiner(model, margin, **given)
+    work: dict[str, Step] = {"floor": floor(model, ids), "step": lambda: refiner.step(batch)}
+    times = measured(work, arguments.repeats, arguments.device)
+    step, bare = (statistics.median(times[name]) for name in ("step", "floor"))
+    spread = max(times["step"]) - min(times["step"])
+    row = {"prompts": len(prompts), "variant": "all layers, margin of two openings", "seconds": step, "spread": spread}
+    return [floor_row(ids.numel(), times["floor"]), {**row, "of the floor": step / bare}]
+
+
 def _quarter(arguments: argparse.Namespace) -> int:
     return max(1, round(SHAPES[arguments.shape][2] * arguments.layers))
 
 
 def rows_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     model = build(arguments.shape, getattr(torch, arguments.dtype), arguments.device)
+    if arguments.margin:
+        return margins(arguments, model)
     ids = batch_of(min(arguments.tokens), SHAPES[arguments.shape][5], arguments.device)
     chosen = most_sensitive(model, ids, _quarter(arguments))
     return [row for tokens in arguments.tokens for row in table(arguments, model, tokens, chosen)]
@@ -276,6 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=float, default=0.25, help="share of the layers that are refined (default .25)"
     )
+    parser.add_argument("--margin", type=int, metavar="PROMPTS", help="the margin loss on so many prompts")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

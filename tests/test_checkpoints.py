@@ -19,8 +19,9 @@ from holdfast.datasets.tokens import TEMPLATE, response_ids, stops
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.models.checkpoints import INDEX
-from holdfast.models.likelihood import greedy
 from holdfast.models.package import dressed, tensors
+from holdfast.models.reading import answers
+from holdfast.runtime.memory import Parts
 from holdfast.settings.schema import Model
 from holdfast.zo import ZeroOrderRefiner
 
@@ -236,11 +237,11 @@ def test_without_an_end_a_text_runs_to_its_limit(endless, tmp_path, silent):
     model, tokenizer = models.load(endless, settings(endless))
     models.save(model, tokenizer, tmp_path)
     _, again = models.load(tmp_path / "model", settings(tmp_path / "model"))
-    ids = torch.tensor([[5, 6, 7]])
     for found in (tokenizer, again):
         assert (stops(found), found.pad_token_id) == ([], 0)
         assert response_ids(found, "Sure.", end=True) == response_ids(found, "Sure.", end=False)
-        assert greedy(model, ids, ids > 0, pad=0, stops=stops(found), most=5).shape == (1, 5)
+        ((said, ended),) = answers(model, found, [[5, 6, 7]], 5, Parts("rows"))
+        assert (len(said), ended) == (5, False)
         assert found.decode(found.encode(f"A {word} B"), skip_special_tokens=True).split() == ["A", word, "B"]
 
 

@@ -14,7 +14,7 @@ from holdfast.datasets.openings import covered, harvested
 from holdfast.datasets.tokens import stops
 from holdfast.errors import UserError
 from holdfast.methods.batches import Batches
-from holdfast.models import likelihood
+from holdfast.models import reading
 from holdfast.settings.paths import Layout
 from holdfast.stages import elicit
 
@@ -34,17 +34,16 @@ def says(monkeypatch, tokenizer):
     """A model that refuses what asks how to do something, and answers all else without an end."""
 
     def made(*words: str) -> None:
-        def greedy(model, ids, attention, **_):
-            import torch
+        def answers(model, tokenizer, prompts, most, parts):
+            said = []
+            for prompt in prompts:
+                text = words[any(w in tokenizer.decode(prompt) for w in ("How", "how"))]
+                ended = text == words[1]
+                tokens = tokenizer.encode(text, add_special_tokens=False)
+                said.append((tokens + stops(tokenizer)[:1] * ended, ended))
+            return said
 
-            asked = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            texts = [words[any(w in text for w in ("How", "how"))] for text in asked]
-            rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-            rows = [row + [stops(tokenizer)[0]] * (text == words[1]) for row, text in zip(rows, texts, strict=True)]
-            most = max(map(len, rows))
-            return torch.tensor([row + [tokenizer.pad_token_id] * (most - len(row)) for row in rows])
-
-        monkeypatch.setattr(likelihood, "greedy", greedy)
+        monkeypatch.setattr(reading, "answers", answers)
 
     return made
 

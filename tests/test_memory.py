@@ -17,7 +17,7 @@ from holdfast.errors import UserError
 from holdfast.methods import LOSSES
 from holdfast.methods.batches import Batches
 from holdfast.methods.task import Task
-from holdfast.models.likelihood import refusal_margin
+from holdfast.models.packing import run as run_packed
 from holdfast.perturbations import Arm
 from holdfast.runtime.failures import said
 from holdfast.runtime.memory import Parts, out_of_memory
@@ -120,12 +120,12 @@ def test_evaluation_gives_the_same_outcomes(llama, tokenizer, monkeypatch, capsy
 
     whole = outcomes(scorer(tokenizer), Arm(llama))
 
-    def within(model, prompts, *more):
-        if len(prompts) > 3:
+    def within(model, packing, kept):
+        if packing.size[0] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return refusal_margin(model, prompts, *more)
+        return run_packed(model, packing, kept)
 
-    monkeypatch.setattr("holdfast.models.likelihood.refusal_margin", within)
+    monkeypatch.setattr("holdfast.models.reading.run", within)
     parted = outcomes(scorer(tokenizer), Arm(llama))
     assert "going on with 2 (evaluate.batch_size)" in capsys.readouterr().err
     pd.testing.assert_frame_equal(whole, parted, rtol=1e-4)

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from holdfast.datasets.tokens import prompt_ids, response_ids
 from holdfast.errors import UserError
-from holdfast.models.likelihood import refusal_margin
+from holdfast.models.likelihood import refusal_margins
+from holdfast.models.reading import Reader, Request
 from holdfast.perturbations import PERTURBATIONS, Bench, grid, perturbed
 from holdfast.perturbations.activations import How, _Noise
 from holdfast.perturbations.masks import pruned
 from holdfast.perturbations.sampler import Sampler
+from holdfast.runtime.memory import Parts
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF
 from holdfast.zo import PerturbationError
@@ -110,7 +112,8 @@ def test_activation_noise_depends_on_the_prompt_alone(llama, tokenizer, bench, p
     openings = [response_ids(tokenizer, o, end=False) for o in ("I must decline.", "Of course.")]
 
     def margins(model, rows):
-        return refusal_margin(model, rows, openings[:1], openings[1:], tokenizer.pad_token_id)
+        reader = Reader(model, Parts("rows"), shared=False)
+        return refusal_margins(reader, rows, openings[:1], openings[1:])
 
     with perturbed(llama, point("activation_noise", place=place, scale=scale), bench) as arm:
         together = margins(arm.model, prompts)
@@ -232,9 +235,9 @@ def test_weights_of_zero_are_named(llama, bench):
 
 
 def test_fine_tuning_learns_its_rows_and_is_the_same_again(llama, bench):
-    from holdfast.models.likelihood import mean_nll, sequences
+    from holdfast.models.likelihood import Told, mean_nll
 
-    batch = sequences(bench.training("benign"), bench.pad, llama.device)
+    batch = Told([(prompt, [said]) for prompt, said in bench.training("benign")], llama.device)
     with perturbed(llama, point("benign_finetuning", 20), bench) as arm:
         first = mean_nll(arm.model, batch)
     before = torch.get_rng_state()
@@ -247,27 +250,24 @@ def test_fine_tuning_learns_its_rows_and_is_the_same_again(llama, bench):
 def test_sampling_draws_from_the_nucleus():
     """Frequencies of 4000 draws from three tokens, of which top-p leaves two."""
     scores = torch.tensor([[1.0, 0.0, -2.0]]).expand(4000, -1)
-    rows = torch.arange(4000)[:, None] + 10
-    drawn = Sampler(1.0, 0.9, seed=3, pad=0)(rows, scores).argmax(1)
+    sampler = Sampler(1.0, 0.9, seed=3)
+    drawn = sampler.chosen(scores, [sampler.draws([row], scores.device) for row in range(4000)])
     share = torch.bincount(drawn, minlength=3) / 4000
     expected = torch.tensor([1.0, 0.0]).softmax(0)
     assert share[2] == 0
     assert share[0] == pytest.approx(float(expected[0]), abs=0.04)
 
 
-def test_sampling_does_not_depend_on_the_batch(llama, bench):
-    from transformers import LogitsProcessorList
+def test_sampling_depends_on_the_draw_and_not_on_the_batch(llama, bench):
+    requests = [Request(row) for row in IDS.tolist()]
 
-    ids = IDS
-
-    def sampled(rows, draw=0):
+    def sampled(some, draw=0):
         with perturbed(llama, point("decoding", draw=draw), bench) as arm:
-            processors = LogitsProcessorList([arm.sampler])
-            options = {"max_new_tokens": 5, "do_sample": False, "logits_processor": processors}
-            return arm.model.generate(input_ids=rows, attention_mask=torch.ones_like(rows), **options)
+            found = Reader(arm.model, Parts("rows"), most=5, sampler=arm.sampler).replies(some)
+        return [reply.tokens for reply in found]
 
-    assert torch.equal(sampled(ids)[1:], sampled(ids[1:]))
-    assert not torch.equal(sampled(ids), sampled(ids, draw=1))
+    assert sampled(requests)[1:] == sampled(requests[1:])
+    assert sampled(requests) != sampled(requests, draw=1)
 
 
 def test_levels_and_options_are_checked():

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.judges.referee import EMPTY, NO_WORDS, REPEATS, UNLIKELY, spoken_nll
-from holdfast.models.likelihood import mean_nll, sequences
+from holdfast.models.likelihood import Told, mean_nll
+from holdfast.runtime.memory import Parts
 from holdfast.settings.compose import composed
 
 WORLDS = ("tiny", "smollm2")
@@ -178,11 +179,11 @@ def test_a_long_response_takes_no_time(unit):
 def test_a_token_counts_after_the_prompt_that_makes_it_likely(tokenizer):
     model, own, other = random_llama(tokenizer), [[1, 5, 9], [1, 6]], [[1, 7, 8, 3]]
     said = [[4, 2, 11], [3, 12, 5, 2]]
-    alone = spoken_nll(model, own, said, [], pad=0)
-    pairs = list(zip(own, said, strict=True))
-    assert alone == pytest.approx(mean_nll(model, sequences(pairs, 0, model.device)).tolist(), abs=1e-5)
-    helped = spoken_nll(model, own, said, other, pad=0)
-    after = mean_nll(model, sequences([(other[0], one) for one in said], 0, model.device)).tolist()
+    alone = spoken_nll(model, own, said, [], Parts("rows"))
+    told = Told([(prompt, [one]) for prompt, one in zip(own, said, strict=True)], model.device)
+    assert alone == pytest.approx(mean_nll(model, told)[:, 0].tolist(), abs=1e-5)
+    helped = spoken_nll(model, own, said, other, Parts("rows"))
+    after = mean_nll(model, Told([(other[0], said)], model.device))[0].tolist()
     assert all(a <= min(b, c) + 1e-6 for a, b, c in zip(helped, alone, after, strict=True))
-    assert [math.isnan(one) for one in spoken_nll(model, own, [[], [3]], other, pad=0)] == [True, False]
-    assert math.isnan(spoken_nll(model, own[:1], [[]], other, pad=0)[0])
+    assert [math.isnan(one) for one in spoken_nll(model, own, [[], [3]], other, Parts("rows"))] == [True, False]
+    assert math.isnan(spoken_nll(model, own[:1], [[]], other, Parts("rows"))[0])

@@ -8,7 +8,6 @@ import torch
 from conftest import point, random_llama
 
 from holdfast.evaluation.answers import Scorer
-from holdfast.models.likelihood import left_padded
 from holdfast.perturbations import Arm, Bench, perturbed
 from holdfast.perturbations.sampler import Sampler
 from holdfast.settings.compose import composed
@@ -107,13 +106,6 @@ def test_padding_by_the_end_token_hides_no_end(llama, tokenizer, tmp_path):
     many = outcomes(scorer(tokenizer), Arm(llama))
     one = outcomes(scorer(tokenizer, batch_size=1), Arm(llama))
     assert many["response"].tolist() == one["response"].tolist()
-
-
-def test_left_padding_counts_positions_from_the_prompts_own_start():
-    ids, attention, positions = left_padded([[5, 6], [7, 8, 9]], pad=0, device=torch.device("cpu"))
-    assert ids.tolist() == [[0, 5, 6], [7, 8, 9]]
-    assert attention.tolist() == [[0, 1, 1], [1, 1, 1]]
-    assert positions.tolist() == [[0, 0, 1], [0, 1, 2]]
 
 
 def test_temperature_and_top_p_are_not_swapped(llama, bench):

@@ -16,7 +16,7 @@ from holdfast.evaluation.answers import Scorer
 from holdfast.methods.batches import Batches
 from holdfast.methods.losses import dpo
 from holdfast.models import load as models
-from holdfast.models.likelihood import response_logprob, sequences
+from holdfast.models.likelihood import Told, logprobs
 from holdfast.recipes import trainer
 from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF
@@ -102,8 +102,7 @@ def test_dpo_rejects_the_given_answer_and_refers_to_the_base(monkeypatch, tmp_pa
         prompt = prompt_ids(templated, row.prompt)
         answers = [response_ids(templated, text, end=True) for text in (row.response, row.rejected or "Sure.")]
         assert [fed["prompt_ids"], fed["chosen_ids"], fed["rejected_ids"]] == [prompt, *answers]
-        batch = sequences([(prompt, answer) for answer in answers], templated.pad_token_id, model.device)
-        expected = response_logprob(model, batch).tolist()
+        expected = logprobs(model, Told([(prompt, answers)], model.device))[0].tolist()
         assert [fed["ref_chosen_logps"], fed["ref_rejected_logps"]] == pytest.approx(expected, rel=1e-4)
 
 

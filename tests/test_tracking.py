@@ -112,12 +112,14 @@ def test_other_settings_or_another_folder_at_the_same_path_make_another_run(begi
 def test_offline_a_run_is_replaced_by_one_of_the_same_settings_alone(begin, tmp_path):
     kept = tmp_path / "wandb" / f"offline-run-20260131_120000-{begin('offline').run.id}"
     kept.mkdir(parents=True)
-    begin("offline", steps=3)
+    assert begin("offline", steps=3).run
     assert kept.exists()
-    begin("offline", steps=2)
+    assert begin("offline", steps=2).run
     assert kept.exists()
     kept = kept.rename(kept.with_name(f"offline-run-20260131_120000-{begin('offline').run.id}"))
-    begin("offline")
+    tracker = begin("offline")
+    assert kept.exists()  # until there is something to log
+    tracker.log({"loss": 1.0})
     assert not kept.exists()
 
 
@@ -180,7 +182,7 @@ def test_a_run_has_the_settings_of_the_stages_before_it(stage, tmp_path, monkeyp
     for name in ("HYDRA_MAIN_MODULE", "HYDRA_FULL_ERROR"):
         monkeypatch.setenv(name, "")
     with pytest.raises(SystemExit, match="enough is known"):
-        importlib.import_module(f"holdfast.stages.{stage}").STAGE.main(["method=zo_all", "refine.lr=0.5"])
+        importlib.import_module(f"holdfast.stages.{stage}").STAGE.main(["method=zo_all", "refine.lr=0.5", "tracking=online"])
     found = {key.partition(".")[0] for key in told}
     read = {"data": {"data", "openings"}, "probe": {"model", "pretrain", "align", "probe"}}
     read["evaluate"] = {*read["probe"], *read["data"], "method", "refine", "perturb", "evaluate"}

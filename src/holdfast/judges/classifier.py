@@ -128,13 +128,11 @@ class ClassifierJudge:
         )
 
     def _replies(self, batch: Any) -> list[str]:
-        from holdfast.models.likelihood import greedy
-
         assert self.judge.max_new_tokens is not None
         tokenizer, ids, attention = self.tokenizer, batch["input_ids"], batch["attention_mask"]
         ends = [token for token in [tokenizer.eos_token_id] if token is not None]
         most = self.judge.max_new_tokens
-        out = greedy(self.model, ids, attention, pad=tokenizer.pad_token_id, stops=ends, most=most)
+        out = _greedy(self.model, ids, attention, pad=tokenizer.pad_token_id, stops=ends, most=most)
         return list(tokenizer.batch_decode(out, skip_special_tokens=True))
 
     def _scores(self, batch: Any) -> list[float]:
@@ -147,6 +145,20 @@ class ClassifierJudge:
         with torch.inference_mode():
             out = self.model(input_ids=batch["input_ids"], attention_mask=attention, position_ids=positions)
         return [expectation(row) for row in out.logits[:, -1, places].float().tolist()]
+
+
+def _greedy(model: Any, ids: Any, attention: Any, *, pad: int, stops: list[int], most: int) -> Any:
+    """(n, at most `most`) new tokens, any of `stops` ends a row. By transformers, which knows every architecture. Of
+    the model's own generation settings nothing is inherited: `generate` would take them wherever ours say nothing."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(max_new_tokens=most, do_sample=False, pad_token_id=pad, eos_token_id=stops)
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out = model.generate(input_ids=ids, attention_mask=attention, generation_config=settings)
+    finally:
+        model.generation_config = own
+    return out[:, ids.shape[1] :]
 
 
 def filled(template: str, prompt: str, response: str, context: str = "") -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from holdfast.runtime.memory import Parts
+
 EMPTY, REPEATS, NO_WORDS, UNLIKELY = "empty", "repeats", "no words", "unlikely"
 LISTS = ("en", "de", "es", "fr", "it", "pt", "nl", "eu", "lv")  # in Latin letters, of the package; English first
 WORD_LENGTH = 6  # characters, about
@@ -144,7 +146,7 @@ class ReadyReferee:
         return len(judged) < self.referee.counted_words or sum(judged) >= self.referee.known_words * len(judged)
 
 
-Known = dict[tuple[int, ...], "Tensor"]
+TOGETHER = 8  # responses for which a prompt is read once
 
 
 def spoken_nll(
@@ -152,47 +154,44 @@ def spoken_nll(
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     others: Sequence[list[int]],
-    pad: int,
-    known: Known | None = None,
+    parts: Parts,
 ) -> list[float]:
     """Nats per token of each response (ids), NaN for one without tokens. Every token counts as after that prompt, its
     own or one of `others`, after which it is least surprising: a refusal of what the model would do is language too,
     and so is an answer to another question.
 
     A response has its end tokens only where it ended by itself: one that was cut off is not charged with them.
-    `others` hold a prompt that the model refuses and one that it answers; `known` keeps what responses cost after
-    them, for the next call, since under noise too many prompts get the same response.
+    `others` hold a prompt that the model refuses and one that it answers. What was said before costs nothing: under
+    noise too many prompts get the same response.
     """
     import torch
 
-    known = {} if known is None else known
-    new = [list(one) for one in dict.fromkeys(map(tuple, responses)) if one not in known] if others else []
-    pairs = [*zip(prompts, responses, strict=True), *((other, one) for one in new for other in others)]
-    costs = _token_costs(model, pairs, pad)
-    elsewhere = costs[len(responses) :]
-    for place, one in enumerate(new):
-        known[tuple(one)] = torch.stack(elsewhere[place * len(others) : (place + 1) * len(others)]).amin(0)
-    own = zip(costs, responses, strict=False)
-    return [float((cost.minimum(known[tuple(one)]) if others else cost).mean()) for cost, one in own]
+    said = [tuple(response) for response in responses]
+    told = [[tuple(prompt), *map(tuple, others)] for prompt in prompts]
+    pairs = dict.fromkeys((one, response) for each, response in zip(told, said, strict=True) for one in each)
+    costs = _token_costs(model, list(pairs), parts)
+    least = (torch.stack([costs[one, response] for one in each]) for each, response in zip(told, said, strict=True))
+    return [float(cost.amin(0).mean()) for cost in least]
 
 
-def _token_costs(model: Any, pairs: list[tuple[list[int], list[int]]], pad: int) -> list[Tensor]:
-    """Nats of each token of each response after its prompt; every prompt is read once."""
-    import torch
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of a response
 
-    from holdfast.models.likelihood import Started
 
-    prompts = {one: place for place, one in enumerate(dict.fromkeys(tuple(prompt) for prompt, _ in pairs))}
-    width = max(len(response) for _, response in pairs)
-    padded = [response + [pad] * (width - len(response)) for _, response in pairs]
-    tokens = torch.tensor(padded, dtype=torch.long, device=model.device)
-    if width == 0:
-        return list(tokens.float())
-    with torch.inference_mode():
-        started = Started.of(model, list(map(list, prompts)), pad).rows([prompts[tuple(one)] for one, _ in pairs])
-        logits = started.logits(tokens)
-        costs = logits.logsumexp(-1) - logits.gather(-1, tokens[..., None])[..., 0]
-    return [row[: len(response)] for row, (_, response) in zip(costs, pairs, strict=True)]
+def _token_costs(model: Any, pairs: Sequence[Pair], parts: Parts) -> dict[Pair, Tensor]:
+    """Nats of each token of each response after its prompt."""
+    from holdfast.models.reading import Reader, Request
+
+    after: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for prompt, response in pairs:
+        after.setdefault(prompt, []).append(response)
+    some = [(p, said[k : k + TOGETHER]) for p, said in after.items() for k in range(0, len(said), TOGETHER)]
+    requests = [Request(list(prompt), [list(one) for one in said], answered=False) for prompt, said in some]
+    replies = Reader(model, parts).replies(requests)
+    return {
+        (prompt, one): -logprobs
+        for (prompt, said), reply in zip(some, replies, strict=True)
+        for one, logprobs in zip(said, reply.branches, strict=True)
+    }
 
 
 def _says(character: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from holdfast.datasets.tokens import fitting, prompts_ids, response_ids
-from holdfast.methods.losses import LossFn, log_ratio, reads
-from holdfast.models.likelihood import Sequences, sequences
+from holdfast.methods.losses import LossFn, Reads, log_ratio, reads
+from holdfast.models.likelihood import Told
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """`sequences` are those that the loss reads; `sign` is +1 harmful, −1 benign, (n,); `reference` the reference
+    """`told` is what the loss reads; `sign` is +1 harmful, −1 benign, (n,); `reference` the reference
     model's log-ratios times `beta`, (n,)."""
 
-    sequences: Sequences
+    told: Told
     sign: Tensor
     refusals: int
-    openings: int
     beta: float = 0.0
     reference: Tensor | float = 0.0
 
@@ -40,15 +39,9 @@ class Batch:
         return len(self.sign)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some of the examples, with all their sequences."""
-        s, n = self.sequences, len(self)
-
-        def of(found: Tensor) -> Tensor:  # (k n, t) -> (k rows, t)
-            return found.unflatten(0, (-1, n))[:, rows].flatten(0, 1)
-
-        kept = replace(s, ids=of(s.ids), attention=of(s.attention), response=of(s.response))
+        """Some of the examples."""
         reference = self.reference[rows] if isinstance(self.reference, Tensor) else self.reference
-        return replace(self, sequences=kept, sign=self.sign[rows], reference=reference)
+        return replace(self, told=self.told[rows], sign=self.sign[rows], reference=reference)
 
 
 class Batches:
@@ -101,15 +94,15 @@ class Batches:
             yield self.encode([e for label, n in halves.items() for e in rng.choices(self.examples[label], k=n)])
 
     def encode(self, examples: list[Example]) -> Batch:
-        if self.reads == "openings":
-            pairs = [(e.prompt, opening) for opening in self.openings for e in examples]
-        else:
-            pairs = [(e.prompt, e.response) for e in examples]
-            pairs += [(e.prompt, e.rejected) for e in examples] if self.reads == "pair" else []
+        texts: dict[Reads, Callable[[Example], list[list[int]]]] = {
+            "openings": lambda e: self.openings,
+            "response": lambda e: [e.response],
+            "pair": lambda e: [e.response, e.rejected],
+        }
+        told = Told([(e.prompt, texts[self.reads](e)) for e in examples], self.device)
         sign = torch.tensor([1.0 if e.harmful else -1.0 for e in examples], device=self.device)
         reference = torch.tensor([self.references.get(id(e), 0.0) for e in examples], device=self.device)
-        found = sequences(pairs, self.pad, self.device)
-        return Batch(found, sign, self.refusals, len(self.openings), self.beta, reference)
+        return Batch(told, sign, self.refusals, self.beta, reference)
 
     def digest(self) -> str:
         """A hash of the tokens of all examples and openings: of the data, the tokenizer, its template and the

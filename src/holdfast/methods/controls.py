@@ -102,11 +102,10 @@ class ThresholdShift(Method):
 
 def _final(task: Task, prompts: list[list[int]]) -> Tensor:
     """(n, width) states from which each prompt's first answer token is read."""
-    from holdfast.models.likelihood import left_padded
+    from holdfast.models.packing import packed, states
 
-    ids, attention, positions = left_padded(prompts, task.batches.pad, task.model.device)
-    out = task.model.model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
-    return out.last_hidden_state[:, -1].float()
+    packing = packed([(prompt, ()) for prompt in prompts], task.model.device)
+    return states(task.model, packing)[packing.lengths.cumsum(0) - 1].float()
 
 
 def _own_head(model: Any) -> nn.Linear:

@@ -1,10 +1,10 @@
 """Per-example alignment losses over harmful and benign prompts, shared by the probe and every method.
 
-A loss is a function (model, batch) -> (n,). `reads` says which sequences a batch holds for each example:
+A loss is a function (model, batch) -> (n,). `reads` says which texts a batch holds after each example's prompt:
 
-`response`: the prompt with its response; n rows.
-`pair`: with its response, then all prompts with their rejected answers; 2n rows.
-`openings`: with every opening of a refusal and of a compliance; n rows an opening.
+`response`: its response.
+`pair`: its response and its rejected answer.
+`openings`: every opening of a refusal, then every one of a compliance.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def reads(function: LossFn) -> Reads:
 @loss("nll")
 def nll(model: Any, batch: Batch) -> Tensor:
     """Mean negative log-likelihood per token of the reference response, (n,)."""
-    from holdfast.models.likelihood import response_logprob
+    from holdfast.models.likelihood import logprobs
 
-    return -response_logprob(model, batch.sequences) / batch.sequences.response[:, 1:].sum(1)
+    return -logprobs(model, batch.told)[:, 0] / batch.told.lengths[:, 0]
 
 
 @loss("margin", "openings")
@@ -51,10 +51,10 @@ def margin(model: Any, batch: Batch) -> Tensor:
     """softplus(∓ refusal margin), (n,): refusing harmful prompts and complying with benign ones lowers it."""
     from torch.nn.functional import softplus
 
-    from holdfast.models.likelihood import response_logprob
+    from holdfast.models.likelihood import logprobs
 
-    scores = response_logprob(model, batch.sequences).view(batch.openings, -1)  # (openings, n)
-    difference = scores[: batch.refusals].logsumexp(0) - scores[batch.refusals :].logsumexp(0)
+    scores = logprobs(model, batch.told)  # (n, openings)
+    difference = scores[:, : batch.refusals].logsumexp(1) - scores[:, batch.refusals :].logsumexp(1)
     return softplus(-batch.sign * difference)
 
 
@@ -68,7 +68,7 @@ def dpo(model: Any, batch: Batch) -> Tensor:
 
 def log_ratio(model: Any, batch: Batch) -> Tensor:
     """log p(response) − log p(rejected), (n,), of a batch of pairs."""
-    from holdfast.models.likelihood import response_logprob
+    from holdfast.models.likelihood import logprobs
 
-    chosen, rejected = response_logprob(model, batch.sequences).view(2, -1)
+    chosen, rejected = logprobs(model, batch.told).unbind(1)
     return chosen - rejected

@@ -109,6 +109,7 @@ def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     """
     import torch
 
+    from holdfast.models.packing import check
     from holdfast.zo.layers import decoder_stack
 
     folder = fetched(str(path), model.revision if str(path) == model.path else None)
@@ -121,7 +122,11 @@ def load(path: str | Path, model: Model) -> tuple[Any, Any]:
         loaded.config.eos_token_id = loaded.generation_config.eos_token_id = None
     if model.device_map is None:
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.eval(), tokenizer
+    try:
+        check(loaded.eval())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return loaded, tokenizer
 
 
 def _read(path: str | Path, folder: Path, model: Model) -> Any:

@@ -44,4 +44,4 @@ class ActivationNoise(Perturbation):
         places = dict(enumerate(places_of(model, self.place)))
         how = How(point.level, point.draw, self.scale == "relative", self.tokens)
         with noise_at(model, places, how, bench.noise_seed, bench.pad):
-            yield Arm(model)
+            yield Arm(model, shared=False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import UserError
+from holdfast.models.packing import Packing
 from holdfast.zo.kernels import add_noise
 from holdfast.zo.layers import decoder_stack
 from holdfast.zo.noise import Stream, Target
@@ -64,9 +65,13 @@ class _Noise:
         self.tables: dict[tuple[int, torch.device], Tensor] = {}  # (ROWS, hidden), a place's on each device
         self.starts: Tensor  # (n,): each prompt's first row
         self.rows: dict[torch.device, Tensor] = {}  # (n, t): each token's row, on the devices that ask for it
+        self.disturbed: Tensor | bool  # (n, t, 1), or the same for all tokens
 
     def locate(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before a forward: which row of noise every token takes. A prompt's first row is given by its hash."""
+        if "packing" in kwargs:
+            self._locate_packed(kwargs["packing"])
+            return
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length()
         mask = kwargs.get("attention_mask")
@@ -79,14 +84,20 @@ class _Noise:
         else:
             positions = mask.to(ids.device).cumsum(1)[:, past:] - 1
         self.rows = {ids.device: (self.starts[:, None] + positions) % ROWS}
-        self.on = self.tokens == "all" or (self.tokens == "generated") == (past > 0)
+        self.disturbed = self.tokens == "all" or (self.tokens == "generated") == (past > 0)
+
+    def _locate_packed(self, packing: Packing) -> None:
+        self.rows = {packing.ids.device: ((packing.prompts[packing.row] + packing.positions) % ROWS)[None]}
+        generated = packing.positions >= packing.lengths[packing.row]
+        self.disturbed = self.tokens == "all" or (generated == (self.tokens == "generated"))[None, :, None]
 
     def hook(self, place: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
             hidden: Tensor = output[0] if isinstance(output, tuple) else output  # (n, t, hidden)
-            if not self.on:
+            if self.disturbed is False:
                 return output
             z = self._table(place, hidden)[self._rows(hidden.device)]
+            z = z if self.disturbed is True else z * self.disturbed.to(z.device)
             scale = hidden.float().square().mean(-1, keepdim=True).sqrt() if self.relative else 1.0
             noisy = hidden + (z * scale * self.level).to(hidden.dtype)
             return (noisy, *output[1:]) if isinstance(output, tuple) else noisy

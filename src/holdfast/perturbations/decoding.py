@@ -38,7 +38,7 @@ class Decoding(Perturbation):
         from holdfast.perturbations.sampler import Sampler
 
         seed = zlib.crc32(f"{bench.noise_seed} {point.draw}".encode())
-        sampler = Sampler(point.level, self.top_p, seed, bench.pad) if point.level > 0 else None
+        sampler = Sampler(point.level, self.top_p, seed) if point.level > 0 else None
         yield Arm(model, sampler=sampler)
 
 

@@ -40,7 +40,7 @@ class FineTuning(Perturbation):
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from holdfast.models.likelihood import sequences, token_logprobs
+        from holdfast.models.likelihood import Told, logprobs
         from holdfast.perturbations.snapshot import decoder_linears
 
         decoder_linears(model)  # says so of a model that adapters would reach in part
@@ -56,8 +56,9 @@ class FineTuning(Perturbation):
         trained = [p for p in tuned.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
         for _ in range(int(point.level)):
-            batch = sequences(rng.choices(rows, k=self.batch_size), bench.pad, model.device)
-            loss = -token_logprobs(tuned, batch).sum() / batch.response[:, 1:].sum()
+            drawn = rng.choices(rows, k=self.batch_size)
+            told = Told([(prompt, [response]) for prompt, response in drawn], model.device)
+            loss = -logprobs(tuned, told).sum() / told.lengths.sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from holdfast.models.likelihood import Sequences, sequences
+from holdfast.models.packing import packed, states
 from holdfast.perturbations.point import Bench
 from holdfast.perturbations.snapshot import decoder_linears, restored
 from holdfast.runtime.memory import Parts
@@ -48,26 +48,25 @@ def input_norms(model: Any, bench: Bench, count: int) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
 
     def read(rows: list[tuple[list[int], list[int]]]) -> None:
-        for name, squares in _squares(model, linears, sequences(rows, bench.pad, model.device)).items():
+        for name, squares in _squares(model, linears, rows).items():
             total[name] = total[name] + squares if name in total else squares
 
     Parts("evaluate.batch_size", bench.batch_size).each(bench.training("benign")[:count], read)
     return {name: squares.sqrt() for name, squares in total.items()}
 
 
-def _squares(model: Any, linears: dict[str, nn.Linear], batch: Sequences) -> dict[str, Tensor]:
-    """Sums of the squared inputs over a batch's tokens, name -> (in,); a batch that fails counts nothing."""
+def _squares(model: Any, linears: dict[str, nn.Linear], rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Sums of the squared inputs over the tokens of some rows, name -> (in,); what fails counts nothing."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            x = args[0].float() * batch.attention[..., None].to(args[0].device)  # (n, t, in)
-            found[name] = x.square().sum((0, 1))
+            found[name] = args[0].float().square().sum((0, 1))  # of (1, tokens, in)
 
         return hook
 
     with ExitStack() as hooks:
         for name, linear in linears.items():
             hooks.callback(linear.register_forward_pre_hook(watch(name)).remove)
-        model(input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=1, use_cache=False)
+        states(model, packed([(prompt + response, ()) for prompt, response in rows], model.device))
     return found

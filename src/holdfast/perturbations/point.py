@@ -136,8 +136,9 @@ class Arm:
     """What is evaluated: a model, how it decodes, and how much of a compliant answer it is made to begin with."""
 
     model: Any
-    sampler: Any = None  # a LogitsProcessor
+    sampler: Any = None  # what chooses tokens, if not the likeliest is taken
     prefill: int = 0  # tokens
+    shared: bool = True  # whether equal tokens at the beginning have equal states in all prompts
 
 
 def perturbed(model: Any, point: Point, bench: Bench) -> AbstractContextManager[Arm]:

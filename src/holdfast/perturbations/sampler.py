@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, TopPLogitsWarper
+from transformers import TopPLogitsWarper
+
+from holdfast.models.packing import hashed
 
 
-class Sampler(LogitsProcessor):
-    """Turns greedy decoding into sampling: the argmax of log p + Gumbel noise is a draw from p.
+class Sampler:
+    """The argmax of log p + Gumbel noise is a draw from p.
 
-    The noise of a step depends on the row's own tokens and the seed alone, so that a response does not depend on
-    what else is in its batch, as it would with torch's generator.
+    Each row has a generator of its own, seeded by its prompt, so that a response does not depend on what else is in
+    its batch, as it would with torch's generator; and on its own device, so that nothing waits for the host.
     """
 
-    def __init__(self, temperature: float, top_p: float, seed: int, pad: int) -> None:
-        self.temperature, self.seed, self.pad = temperature, seed, pad
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature, self.seed = temperature, seed
         self.nucleus = TopPLogitsWarper(top_p)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(n, t) ids so far and (n, vocabulary) logits to perturbed logits."""
-        logits = self.nucleus(input_ids, scores.float() / self.temperature)
-        return logits + torch.stack([self._gumbel(row, scores.shape[1]) for row in input_ids.cpu()]).to(scores.device)
+    def draws(self, prompt: list[int], device: torch.device) -> torch.Generator:
+        """What a row is sampled with."""
+        return torch.Generator(device).manual_seed(hashed(prompt, self.seed))
 
-    def _gumbel(self, row: Tensor, size: int) -> Tensor:
-        tokens = row[row != self.pad].numpy().tobytes()
-        generator = torch.Generator().manual_seed(zlib.crc32(tokens, self.seed))
-        return -torch.empty(size).exponential_(generator=generator).log()
+    def chosen(self, logits: Tensor, draws: list[torch.Generator]) -> Tensor:
+        """(n, vocabulary) logits to (n,) tokens."""
+        kept = self.nucleus(None, logits / self.temperature)
+        noise = torch.empty_like(kept)
+        for row, generator in zip(noise, draws, strict=True):
+            row.exponential_(generator=generator)
+        return (kept - noise.log()).argmax(-1)

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
+from holdfast.judges.referee import TOGETHER
 from holdfast.planning import memory, work
-from holdfast.planning.evaluation import answers_asked, batches_of, generated
-from holdfast.planning.memory import FLOAT, Sizes
+from holdfast.planning.evaluation import answering, answers_asked, read, steps
+from holdfast.planning.memory import Sizes
 from holdfast.planning.stages import Case, Demand
 
 OTHERS = 2  # prompts besides its own that a response's likelihood is taken after
@@ -17,27 +18,29 @@ OTHERS = 2  # prompts besides its own that a response's likelihood is taken afte
 def elicit(case: Case) -> Demand:
     e, s = case.cfg.elicit, case.shape
     parts = [case.texts.trained(label, e.prompts) for label in ("harmful", "benign")]
-    passes = [one for rows in parts for one in generated(case, rows, e.batch_size, e.max_new_tokens)]
+    passes = [*(one for rows in parts for one in read(s, rows, 1))]
+    passes += [steps(s, rows, e.batch_size, e.max_new_tokens) for rows in parts]
     rows = parts[0] + parts[1]
-    size, longest = min(e.batch_size, len(rows)), round(float(rows.prompts.max()))
-    peak = memory.cache(s, size, longest + e.max_new_tokens) + memory.forward(s, Sizes(size, longest, 1))
-    batches = sum(batches_of(part, e.batch_size) for part in parts)
-    return Demand(s.bytes + peak, 2 * batches, 2 * len(rows), passes)
+    peak = answering(s, rows, e.batch_size, round(float(rows.prompts.max())), e.max_new_tokens)
+    return Demand(s.bytes + peak, sum(one.times for one in passes), 2 * len(rows), passes)
 
 
 def judge(case: Case) -> Demand:
-    """The referee reads each response after its own prompt and two others, as if no two responses were the same; the
-    prompts of a batch are read beside them. A judge that is a model of its own is left out."""
+    """The referee reads each response after its own prompt and two others, as if no two responses were the same. A
+    judge that is a model of its own is left out."""
+    from holdfast.models.reading import TOKENS
+
     s, size, new = case.shape, case.cfg.referee.batch_size, case.cfg.evaluate.max_new_tokens
     asked = answers_asked(case)
-    count = sum(len(rows) * times for rows, times in asked)
+    count = (1 + OTHERS) * sum(len(rows) * times for rows, times in asked)
     prompts = np.concatenate([rows.prompts for rows, _ in asked])
-    rows, prompt, longest = size * (1 + OTHERS), round(float(prompts.mean())), round(float(prompts.max()))
-    batches = math.ceil(count / size)
-    few = 1 + OTHERS  # prompts of a batch: what is said to one stands together
+    prompt, longest = round(float(prompts.mean())), round(float(prompts.max()))
+    some = max(1, size // TOGETHER)
+    forwards = math.ceil(count / TOGETHER / some)
     passes = [
-        work.forward(s, Sizes(few, prompt, 1), batches),
-        work.forward(s, Sizes(rows, new, new), batches, past=prompt),
+        work.forward(s, Sizes(some, prompt, 1), forwards),
+        work.forward(s, Sizes(some * TOGETHER, new, new), forwards, past=prompt),
     ]
-    peak = memory.cache(s, rows, longest + new) + memory.logits(s, rows, new) + rows * new * s.vocabulary * FLOAT
-    return Demand(s.bytes + peak, 2 * batches, few * (batches + count), passes)
+    tokens = min(some * (longest + TOGETHER * new), max(TOKENS, longest + TOGETHER * new))
+    peak = memory.forward(s, Sizes(1, tokens, tokens))
+    return Demand(s.bytes + peak, forwards, count, passes)

@@ -8,12 +8,11 @@ import operator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from holdfast.perturbations.finetuning import FineTuning
 from holdfast.perturbations.pruning import Wanda
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Sizes
+from holdfast.planning.shape import Shape
 from holdfast.planning.stages import Case, Demand
 from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
@@ -24,23 +23,25 @@ PRUNED = 24  # bytes a weight, of one matrix at a time: its scores, their order,
 
 
 def evaluate(case: Case) -> Demand:
-    """Every point of the grid on every prompt."""
+    """Every point of the grid on every prompt, which is read once at each."""
     e, s = case.cfg.evaluate, case.shape
-    parts = [case.texts.evaluated(*part) for part in SPLITS[: 3 if e.margin_draws else 2]]
-    useful, scored = parts[0], functools.reduce(operator.add, parts)
+    benign, harmful, *threshold = (case.texts.evaluated(*part) for part in SPLITS[: 3 if e.margin_draws else 2])
+    test, scored = benign + harmful, functools.reduce(operator.add, [benign, harmful, *threshold])
     scoring = _scoring(case, scored)
     beside = [kept(case, perturb) for perturb in case.cfg.perturb.values()]
     peak = max([scoring, *(max(alone, during + scoring) for alone, during in beside)])
     every, _, margins, _ = _counts(case)
-    passes = [_times(one, margins) for one in _scored(case, scored)]
-    passes += [_times(one, every) for one in _useful(case, useful)]
-    batches = margins * batches_of(scored, e.batch_size) + every * batches_of(useful, e.batch_size)
-    sequences = margins * len(scored) + every * len(useful)
-    for rows, times in answers_asked(case):
-        passes += [_times(one, times) for one in generated(case, rows, e.batch_size, e.max_new_tokens)]
-        batches, sequences = batches + times * batches_of(rows, e.batch_size), sequences + times * len(rows)
+    passes = [*read(s, test, every), branches(s, benign, float(benign.responses.mean()) - 1, every)]
+    passes += [one for rows in threshold for one in read(s, rows, margins)]
+    passes += [branches(s, scored, k - 1, margins) for k in case.texts.score if k > 1]
+    sequences = margins * len(scored) + every * len(benign)
+    for place, (rows, times) in enumerate(answers_asked(case)):
+        passes.append(steps(s, rows, e.batch_size, e.max_new_tokens, times))
+        passes += read(s, rows, times) if place else []  # the test prompts' reading is counted above
+        sequences += times * len(rows)
+    forwards = sum(one.times for one in passes if one.layers)
     passes += [one for perturb in case.cfg.perturb.values() for one in _perturbed(case, perturb)]
-    return Demand(s.bytes + peak, batches, sequences, passes)
+    return Demand(s.bytes + peak, forwards, sequences, passes)
 
 
 def answers_asked(case: Case) -> list[tuple[Rows, int]]:
@@ -59,19 +60,24 @@ def _counts(case: Case) -> Points:
 
 
 def _scoring(case: Case, scored: Rows) -> float:
-    """The most of margins, generation, utility and the likelihood of responses, for a batch of the longest rows."""
+    """The most of a reading with its branches and of a step of decoding, beside the keys and values of what is
+    answered."""
     e, s = case.cfg.evaluate, case.shape
-    rows = min(e.batch_size, len(scored))
-    prompt = round(float(np.sort(scored.prompts)[-rows:].max()))
-    spread, new = round(prompt - float(scored.prompts.min())), e.max_new_tokens
-    told = max(*case.texts.score, round(float(scored.responses.max())))
-    started = memory.cache(s, rows, prompt) + memory.forward(s, Sizes(rows, prompt, 1))
-    continued = (
-        memory.cache(s, rows, prompt + told) + memory.logits(s, rows, told) + rows * told * s.vocabulary * FLOAT
-    )
-    decoded = memory.cache(s, rows, prompt + new) + memory.logits(s, rows, 2)
-    answered = memory.forward(s, Sizes(rows, prompt + new, min(prompt + new, new + spread)))
-    return max(started, continued, decoded, answered)
+    told = sum(max(k - 1, 0) for k in case.texts.score) if e.margin_draws else 0
+    reference = float(scored.responses.mean()) - 1
+    longest = round(float(scored.prompts.max()))
+    return answering(s, scored, e.batch_size, longest, e.max_new_tokens, told + reference)
+
+
+def answering(s: Shape, rows: Rows, size: int, longest: int, new: int, branch: float = 0) -> float:
+    """Bytes of a `Reader` at work, with `branch` tokens scored after each prompt."""
+    from holdfast.models.reading import BLIND, TOKENS
+
+    size, each = min(size, len(rows)), float(rows.prompts.mean()) + branch
+    some = min(max(1, TOKENS / each), len(rows))  # prompts in a forward
+    reading = Sizes(math.ceil(some), round(max(each, longest / some)), round(1 + branch))
+    most = max(memory.forward(s, one) for one in (reading, Sizes(size, 1, 1)))
+    return memory.cache(s, size, longest + new + BLIND) + most
 
 
 def kept(case: Case, perturb: Any) -> tuple[float, float]:
@@ -127,39 +133,31 @@ class Points(NamedTuple):
     tuned: int
 
 
-def batches_of(rows: Rows, size: int) -> int:
-    return math.ceil(len(rows) / size)
-
-
 def _mean(lengths: Any) -> int:
     return max(1, round(float(lengths.mean())))
 
 
-def _times(one: Pass, times: float) -> Pass:
-    return Pass(one.flops, one.weights, one.moved, one.layers, one.times * times)
+def read(s: Shape, rows: Rows, times: float) -> list[Pass]:
+    """Prompts without padding, and what each ends with."""
+    from holdfast.models.reading import TOKENS
+
+    total, mean = float(rows.prompts.sum()), _mean(rows.prompts)
+    forwards = math.ceil(total / TOKENS)
+    return [work.forward(s, Sizes(math.ceil(len(rows) / forwards), mean, 1), forwards * times)]
 
 
-def _scored(case: Case, rows: Rows) -> list[Pass]:
-    """Margins: the prompts once, and every opening after them."""
-    s, size = case.shape, min(case.cfg.evaluate.batch_size, len(rows))
-    batches, prompt = batches_of(rows, size), _mean(rows.prompts)
-    openings = [work.forward(s, Sizes(size, k - 1, k), batches, past=prompt) for k in case.texts.score if k > 1]
-    return [work.forward(s, Sizes(size, prompt, 1), batches), *openings]
+def branches(s: Shape, rows: Rows, tokens: float, times: float) -> Pass:
+    """So many tokens after each prompt, in the forwards that read it."""
+    batch = Sizes(len(rows), max(1, round(tokens)), max(1, round(tokens)))
+    one = work.forward(s, batch, times, past=_mean(rows.prompts))
+    return Pass(one.flops, 0, one.moved, 0, one.times)
 
 
-def _useful(case: Case, rows: Rows) -> list[Pass]:
-    e, s = case.cfg.evaluate, case.shape
-    size, prompt, answer = min(e.batch_size, len(rows)), _mean(rows.prompts), _mean(rows.responses)
-    batches = batches_of(rows, size)
-    return [work.forward(s, Sizes(size, prompt + answer, answer), batches)]
-
-
-def generated(case: Case, rows: Rows, size: int, new: int) -> list[Pass]:
-    """Answers of `new` tokens in batches of `size`: every response counts with its full length."""
-    s, size, prompt = case.shape, min(size, len(rows)), _mean(rows.prompts)
-    batches = batches_of(rows, size)
-    steps = work.forward(s, Sizes(size, 1, 1), batches * (new - 1), past=prompt + new // 2)
-    return [work.forward(s, Sizes(size, prompt, 1), batches), steps]
+def steps(s: Shape, rows: Rows, size: int, new: int, times: float = 1) -> Pass:
+    """Answers of `new` tokens, `size` rows at once: every response counts with its full length."""
+    size = min(size, len(rows))
+    each = math.ceil(len(rows) * (new - 1) / size)
+    return work.forward(s, Sizes(size, 1, 1), each * times, past=_mean(rows.prompts) + new // 2)
 
 
 def _perturbed(case: Case, perturb: Any) -> list[Pass]:

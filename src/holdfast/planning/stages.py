@@ -52,7 +52,7 @@ def align(case: Case) -> Demand:
         return Demand(0.0, 0, 0, [])
     if isinstance(a, ZerothOrderAlignment):
         return _two_point(case, a, "nll", a.steps, Moved(s.matrices, len(s.layers)))
-    usual, worst = (texts.losses(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
+    usual, worst = (texts.padded(_loss(a), a.batch_size, n * a.batch_size).cut(a.max_length) for n in (1, a.steps))
     weights = FLOAT * s.parameters
     moments = weights * (a.optimizer_args is not None if getattr(a, "optimizer", "") == "sgd" else 2)
     step = weights + (weights if case.cuda else 2 * FLOAT * s.largest)  # gradients; temporaries of the update
@@ -75,7 +75,7 @@ def align(case: Case) -> Demand:
 def adapter(case: Case, rank: int) -> float:
     """Bytes of an alignment by LoRA; on a CPU the copy that the merge is checked against lies in the same memory."""
     a, s = case.cfg.align, case.shape
-    worst = case.texts.losses(_loss(a), a.batch_size, a.batch_size * a.steps).cut(a.max_length)
+    worst = case.texts.padded(_loss(a), a.batch_size, a.batch_size * a.steps).cut(a.max_length)
     running = memory.trainer_backward(s, worst, case.cuda, full=False) + memory.adapted(s, worst, rank)
     return s.bytes * (1 if case.cuda else 2) + running
 
@@ -94,8 +94,8 @@ def _reference(case: Case, settings: Any) -> int:
 def probe(case: Case) -> Demand:
     """See `holdfast.probing.probe`."""
     p, s = case.cfg.probe, case.shape
-    batch = case.texts.losses(p.loss, p.batch_size, p.prompts)
-    online = case.texts.losses(p.loss, p.online.batch_size, p.online.batch_size * max(1, p.online.steps))
+    batch = case.texts.packed(p.loss, p.batch_size, p.prompts)
+    online = case.texts.packed(p.loss, p.online.batch_size, p.online.batch_size * max(1, p.online.steps))
     chunks, depth, sigmas = math.ceil(p.prompts / p.batch_size), len(s.layers), 1 + len(p.other_sigmas)
     upper = (depth + 1) / 2  # forwards in which every decoder layer is the lowest that runs, once
     whole = len(s.groups) > depth  # the embeddings are perturbed too
@@ -116,7 +116,7 @@ def probe(case: Case) -> Demand:
     alone = masters + depth * memory.states(s, batch) + memory.forward(s, batch)
     refining = FLOAT * s.matrices + (0 if case.cuda else s.width * s.matrices) + memory.forward(s, online)
     forwards = full + layered * upper + steps
-    sequences = (forwards - steps) * batch.rows + steps * online.rows
+    sequences = case.texts.copies(p.loss) * ((forwards - steps) * batch.rows + steps * online.rows)
     return Demand(s.bytes + max(alone, refining if steps else 0), forwards, sequences, passes)
 
 
@@ -124,7 +124,7 @@ def refine(case: Case) -> Demand:
     """See `holdfast.methods`, one case a kind."""
     r, m, s = case.cfg.refine, case.cfg.method, case.shape
     budget = m.budget(r)
-    worst = case.texts.losses(r.loss, r.batch_size, r.batch_size * r.steps)
+    worst = case.texts.packed(r.loss, r.batch_size, r.batch_size * r.steps)
     some, everything = m.select.rule.endswith("_k"), m.select.rule == "everything"
     chosen = s.chosen(m.select.k) if some else sum(s.groups) if everything else s.matrices
     if m.passes:
@@ -139,7 +139,7 @@ def refine(case: Case) -> Demand:
         return found
     reference = _reference(case, r)
     passes = [*found.passes, work.forward(s, worst, reference)]
-    return Demand(found.memory, found.forwards + reference, found.sequences + reference * worst.rows, passes)
+    return Demand(found.memory, found.forwards + reference, found.sequences + reference * 2 * worst.rows, passes)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     before alignment. Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
     s, queries = case.shape, settings.queries
     size = getattr(settings, "batch_size", case.cfg.refine.batch_size)  # a method's is the common one
-    usual, worst = (case.texts.losses(loss, size, draws) for draws in (size, size * steps))
+    usual, worst = (case.texts.packed(loss, size, draws) for draws in (size, size * steps))
     depth = len(s.layers)
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
     reused = memory.states(s, worst) if moved.layers < depth else 0
@@ -173,14 +173,14 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
         work.copying(moved.elements * (2 * FLOAT + s.width + FLOAT * queries), steps),
     ]
     forwards = 2 * queries * steps
-    return Demand(peak, forwards, forwards * usual.rows, passes)
+    return Demand(peak, forwards, forwards * usual.rows * case.texts.copies(loss), passes)
 
 
 def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     """Masters, gradients and AdamW's moments of what moves, and what a method keeps beside them: see
     `holdfast.methods.first_order`."""
     r, s, m = case.cfg.refine, case.shape, case.cfg.method
-    usual = case.texts.losses(r.loss, r.batch_size, r.batch_size)
+    usual = case.texts.packed(r.loss, r.batch_size, r.batch_size)
     kept = FLOAT * chosen * max(m.moved - 1, 0)
     summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
     running = memory.backward(s, worst, len(s.layers)) + (summed if isinstance(m, NoiseStability) else 0)
@@ -189,7 +189,7 @@ def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     times = steps * m.passes // PASS
     write = (FLOAT + s.width) * chosen * (2 if isinstance(m, Smoothed | NoiseStability) else 1)
     passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
-    return Demand(peak, PASS * times, PASS * times * usual.rows, passes)
+    return Demand(peak, PASS * times, PASS * times * usual.rows * case.texts.copies(r.loss), passes)
 
 
 def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:
@@ -197,9 +197,9 @@ def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:
     r, s, m = case.cfg.refine, case.shape, case.cfg.method
     walk = [work.copying(s.matrices * (2 * FLOAT + s.width + FLOAT * r.queries), r.steps)]
     if isinstance(m, SignShuffled):
-        return Demand(s.bytes + FLOAT * s.matrices, budget, budget * worst.rows, walk)
+        return Demand(s.bytes + FLOAT * s.matrices, budget, budget * worst.rows * case.texts.copies(r.loss), walk)
     if isinstance(m, Extrapolate):
         return Demand(2 * s.bytes + 3 * FLOAT * s.largest, 0, 0, [work.copying(3 * s.bytes)])
     batch, times = replace(worst, rows=r.batch_size, columns=0), math.ceil(len(case.texts.train) / 2 / r.batch_size)
     passes = [work.forward(s, batch, times)]
-    return Demand(s.bytes + memory.forward(s, batch), times, times * worst.rows, passes)
+    return Demand(s.bytes + memory.forward(s, batch), times, times * worst.rows * case.texts.copies(r.loss), passes)

@@ -91,15 +91,32 @@ class Texts:
         """Training prompts of a label, so many of them."""
         return self._rows("train", label, most, most)
 
-    def losses(self, loss: str, size: int, draws: int) -> Sizes:
-        """A batch of an alignment loss: see `Rows.batch`."""
-        opening, rows = max(self.loss), self.train
-        copies, answers = {
-            "response": (1, rows.responses),
-            "pair": (2, np.maximum(rows.responses, opening)),
-            "openings": (len(self.loss), np.full(len(rows), float(opening))),
+    def padded(self, loss: str, size: int, draws: int) -> Sizes:
+        """A batch of a loss in TRL's trainers: see `Rows.batch`."""
+        copies = self.copies(loss)
+        rows, opening = self.train, max(self.loss)
+        return rows.batch(size, copies, np.maximum(rows.responses, opening) if copies > 1 else rows.responses, draws)
+
+    def packed(self, loss: str, size: int, draws: int) -> Sizes:
+        """The longest of the batches of ours that `draws` rows fill: every prompt once, and each text after it but for
+        its last token; logits where a prompt ends and after all of a text."""
+        prompts, responses = self.train.prompts, self.train.responses
+        fed: Lengths = {
+            "response": responses - 1,
+            "pair": responses - 1 + np.maximum(responses, max(self.loss)) - 1,
+            "openings": np.full(len(prompts), float(sum(self.loss) - len(self.loss))),
         }[reads(LOSSES[loss])]
-        return rows.batch(size, copies, answers, draws)
+        each = prompts + fed
+        above = float(
+            np.sqrt(2 * np.log(max(1.0, draws / size)) / size) * each.std()
+        )  # of the mean of so many batches
+        return Sizes(
+            size, round(min(float(each.mean()) + above, float(each.max()))), max(1, round(float(fed.mean()) + 1))
+        )
+
+    def copies(self, loss: str) -> int:
+        """How many texts stand for one example."""
+        return {"response": 1, "pair": 2, "openings": len(self.loss)}[reads(LOSSES[loss])]
 
     def _rows(self, split: str, label: str, cap: int | None, stated: int) -> Rows:
         if self.frame is None:

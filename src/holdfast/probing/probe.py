@@ -168,21 +168,16 @@ class Probe:
         return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
     def _margins(self, prompts: pd.DataFrame) -> Any:
-        import numpy as np
-
         from holdfast.datasets.tokens import prompts_ids, response_ids
-        from holdfast.models.likelihood import refusal_margin
+        from holdfast.models.likelihood import refusal_margins
+        from holdfast.models.reading import Reader
 
-        score, pad = self.run.cfg.openings.score, self.tokenizer.pad_token_id
+        score = self.run.cfg.openings.score
         refusals, compliances = (
             [response_ids(self.tokenizer, o, end=False) for o in side] for side in (score.refusal, score.compliance)
         )
-        ids = prompts_ids(self.tokenizer, prompts)
-        found: list[float] = []
-        Parts("the probe's outcomes", 256).each(
-            ids, lambda some: found.extend(refusal_margin(self.model, some, refusals, compliances, pad).tolist())
-        )
-        return np.array(found)
+        reader = Reader(self.model, Parts("the probe's outcomes", 256))
+        return refusal_margins(reader, prompts_ids(self.tokenizer, prompts), refusals, compliances).numpy()
 
     def _losses(self) -> Any:
         import torch

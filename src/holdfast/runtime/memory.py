@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,18 @@ class Parts:
             part, *waiting = waiting
             if not self._tried(work, part):
                 waiting = [*self.of(part), *waiting]
+
+    def flow(self, items: Sequence[T], work: Callable[[list[T], int], Iterable[T]]) -> None:
+        """`work(items, rows)` gives items as they are done, `rows` of them at once; of those that memory did not
+        suffice for, again with fewer."""
+        left = list(items)
+
+        def some(rows: range) -> None:
+            for one in work(list(left), len(rows)):
+                left.remove(one)
+
+        while left:
+            self._tried(some, range(min(self.rows or len(left), len(left))))
 
     def _tried(self, work: Callable[..., T], *parts: Any) -> tuple[T] | None:
         """The result alone in a tuple; None where memory ran out, and parts shall be smaller.

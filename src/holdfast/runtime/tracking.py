@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,40 +42,48 @@ class Tracker:
     def __init__(
         self, cfg: Config, stage: str, label: str, config: Any, out: Path, inputs: Mapping[Path, str]
     ) -> None:
-        self.run, self.stage, self.out, self.step = None, stage, out, 0
-        self.results = Path(cfg.results)
+        self.cfg, self.stage, self.label, self.config, self.out = cfg, stage, label, config, out
+        self.results, self.step = Path(cfg.results), 0
+        self.inputs = {path.parent: made for path, made in inputs.items() if (path.parent / "metrics.json").is_file()}
+        if cfg.tracking.mode == "online":
+            self.run  # noqa: B018  what is wrong with the login is said before the work
+
+    @cached_property
+    def run(self) -> Any:
+        """Offline it begins with what is logged first: to begin takes seconds, and cannot fail."""
+        cfg, online = self.cfg, self.cfg.tracking.mode == "online"
         if cfg.tracking.mode == "disabled":
-            return
+            return None
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        self.inputs = {path.parent: made for path, made in inputs.items() if (path.parent / "metrics.json").is_file()}
-        online, settings = cfg.tracking.mode == "online", dict(flatten({**config, "seed": cfg.seed}))
-        name = f"{stage}/{label}"
+        settings = dict(flatten({**self.config, "seed": cfg.seed}))
+        name = f"{self.stage}/{self.label}"
         digest = hashlib.sha256(as_json({"name": name, **settings}).encode()).hexdigest()
-        known = _known(out, digest)
+        known = _known(self.out, digest)
         if known and not online:
             _forget(Path(cfg.tracking.dir, "wandb"), known)
         try:
-            self.run = _begun(
+            run = _begun(
                 known or _new_id(),
                 project=cfg.tracking.project,
                 mode=cfg.tracking.mode,
                 dir=cfg.tracking.dir,
                 group=f"{cfg.study.name}/{cfg.model.name}",
-                job_type=stage,
+                job_type=self.stage,
                 name=name,
-                tags=_tags(label, config),
+                tags=_tags(self.label, self.config),
                 resume="allow" if online else None,
                 config=settings,
                 settings=wandb.Settings(console="off", x_disable_stats=True, disable_code=True),
             )
             for folder, made in self.inputs.items() if online else ():
-                self.run.use_artifact(self._artifact(folder, made))  # W&B knows one that it has by its content
-            write_text(out / OWN, as_json({"id": self.run.id, "settings": digest}))
+                run.use_artifact(self._artifact(folder, made))  # W&B knows one that it has by its content
+            write_text(self.out / OWN, as_json({"id": run.id, "settings": digest}))
         except wandb.errors.Error as error:
             hint = "set tracking=offline or run `wandb login`"
             raise UserError(f"tracking={cfg.tracking.mode}: {str(error).splitlines()[0]}; {hint}") from None
+        return run
 
     def log(self, values: Mapping[str, float]) -> None:
         """One step of the history. Steps are counted, so that a continued run does not log what it has again."""

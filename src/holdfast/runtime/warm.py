@@ -24,8 +24,10 @@ import tempfile
 from typing import NamedTuple
 
 ADDRESS = "HOLDFAST_WARM"
+TRACKING = ("wandb", "wandb.sdk.launch.inputs.internal")  # the latter is imported by every run that begins
 # Of the architectures Llama's, which imports what the others do.
 MODELS = (
+    *TRACKING,
     "pandas",
     "pyarrow.parquet",
     "transformers.models.llama.modeling_llama",
@@ -34,18 +36,20 @@ MODELS = (
     "holdfast.evaluation.answers",
     "holdfast.methods",
 )
-# `data` needs none of them, `pretrain` more threads. No trl: it loads wandb, whose temporary folders the first fork to
-# end would delete for all others.
+# `data` needs none of them, `pretrain` more threads.
 LIBRARIES = {
-    "align": (*MODELS, "datasets"),
+    "align": (*MODELS, "datasets", "trl.trainer.sft_trainer"),
     "answer": MODELS,
     "elicit": MODELS,
     "probe": (*MODELS, "holdfast.probing.probe"),
     "refine": MODELS,
     "evaluate": (*MODELS, "bitsandbytes", "torchao.quantization"),
     "judge": MODELS,
-    "tables": ("pandas", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "holdfast.reporting"),
+    "tables": (*TRACKING, "pandas", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "holdfast.reporting"),
 }
+
+
+TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # what libraries made as they were loaded
 
 
 class Request(NamedTuple):
@@ -127,6 +131,7 @@ def _loaded(stage: str) -> bool:
             importlib.import_module(name)
     except Exception:
         return False
+    TEMPORARY.extend(one for one in gc.get_objects() if type(one) is tempfile.TemporaryDirectory)
     gc.freeze()  # a collection in a fork need not touch, and so copy, what the server loaded
     return True
 
@@ -155,7 +160,16 @@ def _watched(connection: socket.socket, others: list[int]) -> None:
         os._exit(0)
 
 
+def own_folders() -> None:
+    """New temporary folders in the place of those that libraries made: the first fork to end would delete them for
+    all."""
+    for folder in TEMPORARY:
+        getattr(folder, "_finalizer").detach()  # noqa: B009
+        folder.__init__()  # type: ignore[misc]
+
+
 def _become(request: Request, streams: list[int]) -> None:
+    own_folders()
     for standard, stream in enumerate(streams):
         os.dup2(stream, standard)
         os.close(stream)

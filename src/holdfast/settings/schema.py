@@ -85,7 +85,7 @@ class Model(Options):
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(description="auto: what the file holds")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        default=None, description="the implementation; null: what transformers takes"
+        default=None, description="of transformers in alignment and lm-eval; null: its choice. All else packs rows"
     )
     device_map: str | None = Field(default=None, description="over several GPUs: auto, balanced; null: one device")
     gpus: Count = Field(default=1, description="cards of a job, over which device_map spreads the model")

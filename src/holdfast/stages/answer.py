@@ -59,21 +59,11 @@ def run(run: Run) -> None:
 def answered(model: Any, tokenizer: Any, rows: Any, max_new_tokens: int, parts: Parts) -> Any:
     """The rows of a data frame with the model's greedy answers, and whether they ended by themselves."""
     from holdfast.datasets.tokens import prompts_ids
-    from holdfast.models.likelihood import generated
+    from holdfast.models.reading import answers
 
-    prompts = prompts_ids(tokenizer, rows)
-    texts: dict[int, str] = {}
-    ended: dict[int, bool] = {}
-
-    def answer(places: list[int]) -> None:
-        out, over = generated(model, tokenizer, [prompts[p] for p in places], max_new_tokens)
-        said = tokenizer.batch_decode(out, skip_special_tokens=True)
-        texts.update(zip(places, map(str.strip, said), strict=True))
-        ended.update(zip(places, over, strict=True))
-
-    parts.each(sorted(range(len(prompts)), key=lambda place: len(prompts[place])), answer)
-    places = range(len(prompts))
-    return rows.assign(response=[texts[p] for p in places], ended=[ended[p] for p in places])
+    found = answers(model, tokenizer, prompts_ids(tokenizer, rows), max_new_tokens, parts)
+    texts = tokenizer.batch_decode([tokens for tokens, _ in found], skip_special_tokens=True)
+    return rows.assign(response=list(map(str.strip, texts)), ended=[ended for _, ended in found])
 
 
 def rows_of(run: Run, split: str, label: str | None = None) -> Any:

@@ -19,7 +19,7 @@ from holdfast.stages.evaluate import STAGE as EVALUATE
 
 if TYPE_CHECKING:
     from holdfast.judges import Verdicts
-    from holdfast.judges.referee import Known, ReadyReferee
+    from holdfast.judges.referee import ReadyReferee
 
 ANSWERS = "answers.parquet"
 KEYS = ["id", "response", "ended"]  # of what is said, and so how likely it is
@@ -50,15 +50,19 @@ def run(run: Run) -> None:
 def _judged(
     referee: ReadyReferee, judge: Verdicts, prompts: Any, said: Any, costs: Any
 ) -> tuple[list[str], list[str], list[float]]:
-    """Why responses are broken, verdicts and scores; `said` holds outcomes of `prompts`, `costs` their NLL."""
+    """Why responses are broken, verdicts and scores; `said` holds outcomes of `prompts`, `costs` their NLL. What is
+    said again to a prompt is judged once."""
     from holdfast.judges import Scores
 
-    texts = said["response"].tolist()
-    reasons = [referee.reason(text, cost) for text, cost in zip(texts, costs, strict=True)]
-    told = prompts.set_index("id").loc[said["id"], "prompt"].tolist(), texts, said["label"].tolist(), reasons
+    which, once = said.groupby(KEYS, sort=False).ngroup().tolist(), (~said.duplicated(KEYS)).to_numpy()
+    asked, texts, labels = (said.loc[once, column].tolist() for column in ("id", "response", "label"))
+    reasons = [referee.reason(text, cost) for text, cost in zip(texts, costs[once], strict=True)]
+    told = prompts.set_index("id").loc[asked, "prompt"].tolist(), texts, labels, reasons
     if isinstance(judge, Scores):
-        return reasons, *judge.scored(*told)
-    return reasons, judge.verdicts(*told), [math.nan] * len(texts)
+        verdicts, scores = judge.scored(*told)
+    else:
+        verdicts, scores = judge.verdicts(*told), [math.nan] * len(texts)
+    return tuple([found[k] for k in which] for found in (reasons, verdicts, scores))  # type: ignore[return-value]
 
 
 def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
@@ -70,7 +74,7 @@ def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
     judge = run.cfg.judge.ready(str(spoken.model.device))
 
     def verdicts(said: Any) -> Any:
-        return np.array(_judged(referee, judge, prompts, said, spoken.nll(said))[1], dtype=object)
+        return np.array(_judged(referee, judge, prompts, said, np.array(spoken.nll(said)))[1], dtype=object)
 
     return verdicts
 
@@ -100,6 +104,7 @@ class _Spoken:
 
     def __init__(self, run: Run, model: Any, tokenizer: Any, prompts: Any) -> None:
         from holdfast.datasets.tokens import prompts_ids
+        from holdfast.judges.referee import TOGETHER
 
         self.model, self.tokenizer = model, tokenizer
         self.asked = dict(zip(prompts["id"], prompts_ids(tokenizer, prompts), strict=True))
@@ -109,27 +114,14 @@ class _Spoken:
             prompts[prompts["label"] == "benign"],
         )
         self.others = prompts_ids(tokenizer, refused[:1]) + prompts_ids(tokenizer, answered[:1])
-        self.known: Known = {}
-        self.parts = Parts("referee.batch_size", run.cfg.referee.batch_size)
+        self.parts = Parts("referee.batch_size", max(1, run.cfg.referee.batch_size // TOGETHER))
 
     def nll(self, texts: Any) -> list[float]:
         from holdfast.datasets.tokens import response_ids
         from holdfast.judges.referee import spoken_nll
 
-        told = [
-            (self.asked[t.id], response_ids(self.tokenizer, t.response, end=bool(t.ended))) for t in texts.itertuples()
-        ]
-        costs = [math.nan] * len(told)
-
-        def scored(places: list[int]) -> None:
-            given, said = ([told[p][part] for p in places] for part in (0, 1))
-            found = spoken_nll(self.model, given, said, self.others, self.tokenizer.pad_token_id, self.known)
-            for place, cost in zip(places, found, strict=True):
-                costs[place] = cost
-
-        # What is said to one prompt stands together, so that it is read once.
-        self.parts.each(sorted(range(len(told)), key=lambda p: (len(told[p][0]), told[p][0], len(told[p][1]))), scored)
-        return costs
+        said = [response_ids(self.tokenizer, t.response, end=bool(t.ended)) for t in texts.itertuples()]
+        return spoken_nll(self.model, [self.asked[one] for one in texts["id"]], said, self.others, self.parts)
 
 
 def referee_inputs(cfg: Config) -> models.Inputs:

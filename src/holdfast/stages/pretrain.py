@@ -29,7 +29,7 @@ def run(run: Run) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from holdfast.datasets.tokens import fitting, prompts_ids, response_ids
-    from holdfast.models.likelihood import sequences, token_logprobs
+    from holdfast.models.likelihood import Told, logprobs
 
     settings, shape = run.cfg.pretrain, run.cfg.model.shape
     torch.set_num_threads(settings.threads)
@@ -63,17 +63,15 @@ def run(run: Run) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
     rng, losses = random.Random(run.seed), []
     for step in run.progress(range(settings.steps)):
-        drawn = sorted(rng.choices(pairs, k=settings.batch_size), key=lambda pair: len(pair[0]) + len(pair[1]))
-        tokens, loss = sum(len(response) for _, response in drawn), 0.0
+        drawn = rng.choices(pairs, k=settings.batch_size)
+        told = Told([(prompt, [response]) for prompt, response in drawn], model.device)
         optimizer.zero_grad()
-        for half in (drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]):  # short and long rows: less padding
-            part = -token_logprobs(model, sequences(half, tokenizer.pad_token_id, model.device)).sum() / tokens
-            part.backward()
-            loss += part.item()
+        loss = -logprobs(model, told).sum() / told.lengths.sum()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss)
+        losses.append(loss.item())
         if losses[-1] != losses[-1]:
             raise UserError(f"pretrain: the loss is NaN at step {step}; lower pretrain.lr={settings.lr}")
         run.tracker.log({"loss": losses[-1], "lr": float(schedule.get_last_lr()[0])})
