@@ -7,12 +7,17 @@ parts interleaved in one run, medians. With F the time of one forward, h the sha
 decoder layers are skipped (embeddings, head and loss), one draw takes 2L·F by full forwards and
 ((1−h)(L+1) + 2Lh)·F with the layers below skipped. A run also makes one recording forward for the batch and checks
 once, from the middle layer on, that reuse changes no bit: (1 + ½(1−h) + h)·F, which more draws and batches share.
+
+With `--model FOLDER` instead, all layers of that model are drawn `--draws` times on its own answers to benign prompts
+of the embedded world, once all alike and once as a race for the `--keep` most sensitive: what the race saves, and
+whether it names the same layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from zo_step import SHAPES, batch_of, build, measured, nll
 
-from holdfast.zo import sensitivity, weight_groups
+from holdfast.zo import Race, sensitivity, weight_groups
 from holdfast.zo.layers import decoder_layers
 from holdfast.zo.perturb import Masters
 from holdfast.zo.prefix import LayerStates
@@ -79,8 +84,48 @@ def report(times: dict[str, list[float]], layers: int) -> list[tuple[str, float,
     return [(name, seconds, seconds / forward) for name, seconds in rows]
 
 
+def race(arguments: argparse.Namespace) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from holdfast.datasets import world
+    from holdfast.datasets.tokens import prompt_ids
+    from holdfast.models.likelihood import Told, mean_nll
+    from holdfast.models.reading import answers
+    from holdfast.runtime.memory import Parts
+
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    prompts = [prompt_ids(tokenizer, prompt) for prompt, _ in list(world.facts())[: arguments.prompts]]
+    said = answers(model, tokenizer, prompts, 24, Parts("rows", 64))
+    rows = [(prompt, [tokens]) for prompt, (tokens, _) in zip(prompts, said, strict=True)]
+    told = [Told(rows[k : k + 8], model.device) for k in range(0, len(rows), 8)]
+    every = weight_groups(model)
+    layers = decoder_layers(every)
+    groups = {layer: every[layer] for layer in layers}
+    found, seconds = {}, {}
+    for name, given in (("all alike", None), ("a race", Race(layers, arguments.keep))):
+        start = time.perf_counter()
+        found[name] = sensitivity(
+            model, lambda m, b: mean_nll(m, b)[:, 0], told, groups,
+            sigma=0.1, draws=arguments.draws, seed=0, race=given,
+        )  # fmt: skip
+        seconds[name] = time.perf_counter() - start
+    means = {n: {g: sides.rise.mean().item() for g, sides in sides_of.items()} for n, sides_of in found.items()}
+    best = {n: sorted(layers, key=lambda g: -m[g])[: arguments.keep] for n, m in means.items()}
+    drawn = sum(len(sides.up) for sides in found["a race"].values())
+    print(f"layers={len(layers)} draws={arguments.draws} prompts={len(rows)} keep={arguments.keep}")
+    for name in found:
+        print(f"{name:<10} {seconds[name]:7.1f} s   most sensitive: {', '.join(best[name])}")
+    print(f"draws made by the race: {drawn} of {len(layers) * arguments.draws}", end="; ")
+    print(f"the same {len(set.intersection(*map(set, best.values())))} of {arguments.keep} layers")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder: race on it instead")
+    parser.add_argument("--draws", type=int, default=8, help="of a race (default 8)")
+    parser.add_argument("--keep", type=int, default=4, help="layers that a race is for (default 4)")
+    parser.add_argument("--prompts", type=int, default=32, help="of a race (default 32)")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=12, help="the lowest ones of the shape's 30 (default 12)")
@@ -89,6 +134,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.model:
+        race(arguments)
+        return
     from tabulate import tabulate
 
     model = build(SHAPE, torch.float32, "cpu")

@@ -180,22 +180,25 @@ def test_wanda_scores_by_the_norm_of_the_inputs(llama, bench):
 
 @pytest.mark.parametrize("fits", [3, 1])
 def test_wanda_reads_its_rows_in_batches(llama, bench, fits):
-    """Of one position's logits; a batch that runs out of memory half-way counts for nothing, and its rows once."""
+    """Without logits; a batch that runs out of memory half-way counts for nothing, and its rows once."""
     expected = wanda_weight(llama, bench)
-    seen = []
+    seen, headed = [], []
 
     def crowded(module, args, kwargs):
-        if len(kwargs.get("hidden_states", args[0] if args else None)) > fits:
+        rows = kwargs["packing"].size[0]
+        if rows > fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        seen.append(rows)
 
     hooks = [
-        llama.register_forward_hook(lambda module, args, out: seen.append(tuple(out.logits.shape[:2]))),
+        llama.lm_head.register_forward_hook(lambda *_: headed.append(1)),
         llama.model.layers[1].register_forward_pre_hook(crowded, with_kwargs=True),
     ]
     found = wanda_weight(llama, dataclasses.replace(bench, batch_size=2))
     for hook in hooks:
         hook.remove()
-    assert seen == ([(2, 1), (1, 1)] if fits > 1 else [(1, 1)] * 3)
+    assert seen == ([2, 1] if fits > 1 else [1] * 3)
+    assert not headed
     assert (found == expected).float().mean() > 0.999  # but for ties in rounding
 
 

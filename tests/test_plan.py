@@ -110,7 +110,7 @@ def test_eight_billion_parameters_fit_on_one_gpu_and_not_on_the_other(tmp_path):
     assert rows["align", "sft"].split()[5:7] == ["NO", "NO"]  # 16 bytes a weight of 8 B
     lora = "LoRA of rank 16 in the place of full fine-tuning"
     assert f"align sft: 161.0 GiB do not fit on 141 GiB; would fit: {lora}" in ended.stdout
-    assert "fo_refine: 162.0 GiB do not fit on 141 GiB; would fit: refine.batch_size=8" in ended.stdout
+    assert "fo_refine: 134.1 GiB do not fit on 141 GiB; would fit: refine.batch_size=8" in ended.stdout
 
 
 def test_a_remedy_fits_and_what_is_proposed_next_takes_less(llama_8b):
@@ -232,12 +232,15 @@ def test_lengths_come_from_the_data_set_once_it_is_made(tmp_path, tokenizer):
     import pandas as pd
 
     cfg = composed(["study=paper", f"results={tmp_path}", "plan.prompt_tokens=99"])
-    assert Texts(cfg).losses("nll", 4, 10_000).tokens == pytest.approx(99 + 256, abs=1)
+    assert Texts(cfg).padded("nll", 4, 10_000).tokens == pytest.approx(99 + 256, abs=1)
     folder = tmp_path / "paper" / "data"
     folder.mkdir(parents=True)
     rows = [("train", label, "x" * 40, "y" * 80) for label in ("harmful", "benign")]
     pd.DataFrame(rows, columns=["split", "label", "prompt", "response"]).to_parquet(folder / "prompts.parquet")
-    assert Texts(cfg).losses("nll", 4, 4).tokens == 10 + 8 + 20 + 1
+    assert Texts(cfg).padded("nll", 4, 4).tokens == 10 + 8 + 20 + 1
+    assert Texts(cfg).packed("nll", 4, 4) == Sizes(4, 10 + 8 + 20, 20 + 1)  # nothing follows the last token
+    openings = Texts(cfg).loss
+    assert Texts(cfg).packed("margin", 4, 4).tokens == 10 + 8 + sum(openings) - len(openings)
 
 
 def test_throughput_is_measured_where_none_is_stated():

@@ -182,7 +182,9 @@ def test_a_run_has_the_settings_of_the_stages_before_it(stage, tmp_path, monkeyp
     for name in ("HYDRA_MAIN_MODULE", "HYDRA_FULL_ERROR"):
         monkeypatch.setenv(name, "")
     with pytest.raises(SystemExit, match="enough is known"):
-        importlib.import_module(f"holdfast.stages.{stage}").STAGE.main(["method=zo_all", "refine.lr=0.5", "tracking=online"])
+        importlib.import_module(f"holdfast.stages.{stage}").STAGE.main(
+            ["method=zo_all", "refine.lr=0.5", "tracking=online"]
+        )
     found = {key.partition(".")[0] for key in told}
     read = {"data": {"data", "openings"}, "probe": {"model", "pretrain", "align", "probe"}}
     read["evaluate"] = {*read["probe"], *read["data"], "method", "refine", "perturb", "evaluate"}

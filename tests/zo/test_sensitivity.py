@@ -9,7 +9,7 @@ import torch
 from test_prefix import ARCHITECTURES, losses, padded_batch, random_model
 from test_refiner import Quadratic
 
-from holdfast.zo import sensitivity, weight_groups
+from holdfast.zo import Race, sensitivity, weight_groups
 from holdfast.zo.layers import decoder_layers
 from holdfast.zo.perturb import Masters
 
@@ -139,3 +139,42 @@ def test_weights_are_restored_when_an_evaluation_fails(error):
 def test_a_clean_loss_that_is_not_finite_is_said():
     with pytest.raises(FloatingPointError, match="not finite without noise"):
         sensitivity(Quadratic(), lambda m, _: m.loss() / 0, [None], weight_groups(Quadratic()), **OPTIONS)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_race_leaves_out_draws_of_those_that_lost(keep):
+    """What it draws are the bits of a full probe, and whoever leads is drawn to the end."""
+    model, batches = random_model("Llama"), [padded_batch("left"), padded_batch("right")]
+    groups = weight_groups(model)
+    layers = decoder_layers(groups)
+    with torch.no_grad():
+        for place, layer in enumerate(layers):  # half of them do nothing, disturbed or not
+            for tensor in groups[layer].values():
+                tensor.mul_(20.0 if place % 2 else 0.01)
+    given = {"sigma": 1.0, "draws": 9, "seed": 5}
+    whole = sensitivity(model, losses, batches, groups, **given)
+    raced = sensitivity(model, losses, batches, groups, **given, race=Race(layers, keep))
+    assert list(raced) == list(whole)
+    for group, sides in raced.items():
+        count = len(sides.up)
+        assert count == 9 or (group in layers and count in (2, 4, 8))
+        assert torch.equal(sides.up, whole[group].up[:count])
+        assert torch.equal(sides.down, whole[group].down[:count])
+    assert min(len(sides.up) for sides in raced.values()) < 9
+    means = {layer: whole[layer].rise.mean() for layer in layers}
+    assert all(len(raced[layer].up) == 9 for layer in sorted(layers, key=lambda one: -means[one])[:keep])
+
+
+def test_a_race_seldom_drops_a_winner():
+    """Rises of layers that differ little, with draws and examples that layers share in part."""
+    g, wrong, spared = torch.Generator().manual_seed(0), 0, 0
+    true = torch.linspace(0, 1, 12)
+    for _ in range(200):
+        common = 0.3 * torch.randn(4, 1, generator=g) + torch.randn(1, 32, generator=g)
+        noise = 0.3 * torch.randn(12, 4, 1, generator=g) + torch.randn(12, 4, 32, generator=g)
+        rises = {f"layer.{k}": true[k] + common + noise[k] for k in range(12)}
+        over = Race(list(rises), 4).over(rises)
+        wrong += bool(over & {f"layer.{k}" for k in range(8, 12)})
+        spared += len(over)
+    assert wrong <= 4
+    assert spared / 200 > 1.5

@@ -99,12 +99,14 @@ def attention(
         q = q.reshape(n, heads // groups, groups, width)
     elif groups > 1 and not grouped:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    causal = mask is None and t > 1
     if softcap is None:
-        causal = mask is None and t > 1
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
     else:
         scores = q @ k.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
         scores = (scores / softcap).tanh() * softcap
+        if causal:
+            mask = torch.full((t, t), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
         scores = scores if mask is None else scores + mask
         out = scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
     return packing.flat(out.reshape(n, heads, t, -1).transpose(1, 2)), None

@@ -36,9 +36,8 @@ class Perturbation(Options):
     kind: str
     levels: Some[float] = Field(description="how strong, in the unit of the kind")
     family: str = Field(description="what it is shown with")
-    draws: Count | Some[Count] = Field(
-        description="evaluations of a level, each with its own noise or rows; a list: of each level in turn"
-    )
+    draws: Count = Field(description="evaluations of a level, each with its own noise or rows")
+    fewer: dict[float, Count] = Field(default_factory=dict, description="draws of single levels that have others")
     generate: list[float] | None = Field(default=None, description="levels that are answered; null: all, []: none")
 
     level: ClassVar[Level]
@@ -77,7 +76,7 @@ class Perturbation(Options):
 
     def draws_at(self, level: float) -> int:
         """How many draws a level is evaluated with."""
-        return self.draws if isinstance(self.draws, int) else self.draws[self.levels.index(level)]
+        return self.fewer.get(level, self.draws)
 
     def tuning(self, level: float, most: int) -> range:
         """The draws that choose a level, `most` of them: none of those that it is tested on, if it has several."""
@@ -97,8 +96,6 @@ class Perturbation(Options):
                 kind = "whole numbers" if whole else "numbers"
                 most_words = f" to {most:g}" if most < float("inf") else " up"
                 raise UserError(f"{key}.levels={self.levels}: give {unit}, {kind} from {least:g}{most_words}")
-        if not isinstance(self.draws, int) and len(self.draws) != len(self.levels):
-            raise UserError(f"{key}.draws={self.draws}: give one number, or one for each of levels={self.levels}")
         if extra := set(self.generate or []) - set(self.levels):
             raise UserError(f"{key}.generate: {sorted(extra)} not among levels={self.levels}")
 

@@ -31,6 +31,11 @@ class ProbeOptions(Options):
     sigma: Positive = Field(description="what layers are selected at, relative to each matrix's rms")
     other_sigmas: list[Positive] = Field(default_factory=list, description="further radii")
     draws: Count = Field(description="of noise, for each group and radius")
+    keep: Count | None = Field(
+        default=None,
+        description="layers that will be chosen: those that surely are none of the most sensitive ones are drawn no "
+        "further; null: all are drawn alike, which ranks from below and between all layers ask for",
+    )
     prompts: Annotated[int, Ge(2)] = Field(description="training prompts")
     batch_size: Count = Field(description="prompts of a batch")
     compare: list[Literal["together", "activations", "quantization"]] = Field(

@@ -22,8 +22,8 @@ COLUMNS = ["group", "parameters", "kind", "sigma", "draw", "example", "clean", "
 
 class Probe:
     """One aligned model and the batches of `rows` that all its measurements share; `said` are the openings of losses.
-    `forwards` counts what they cost
-    so far, in forwards of one batch through the whole model."""
+    `forwards` counts what they cost so far, in forwards of one batch through the whole model; of noise on weights
+    `drawn` of `all` draws were needed."""
 
     def __init__(self, run: Run, model: Any, tokenizer: Any, rows: Any, said: Openings) -> None:
         from holdfast.methods import LOSSES
@@ -39,15 +39,18 @@ class Probe:
         self.parts = Parts("probe.batch_size")
         self.groups = weight_groups(model)
         self.layers = decoder_layers(self.groups)
-        self.forwards = 0.0
+        self.forwards, self.drawn, self.all = 0.0, 0, 0
 
     def weights(self, sigma: float, groups: dict[str, Any] | None = None) -> pd.DataFrame:
         """Noise on the weights of one group at a time, both signs."""
         import pandas as pd
 
-        from holdfast.zo import sensitivity
+        from holdfast.zo import Race, sensitivity
 
-        s, groups = self.settings, groups or self.groups
+        s, race = self.settings, None
+        if groups is None and s.keep and s.keep < len(self.layers):
+            race = Race(self.layers, s.keep)
+        groups = groups or self.groups
 
         def measured(*chunks: Batch) -> dict[str, Sides]:
             return sensitivity(
@@ -58,11 +61,14 @@ class Probe:
                 sigma=sigma,
                 draws=s.draws,
                 seed=self.run.seed,
+                race=race,
                 progress=lambda points: self.run.progress(points, "evaluation"),
             )
 
         found = self.parts.whole(self.chunks, measured)
-        self.forwards += len(self.chunks) * (1 + 2 * s.draws * sum(map(self._share, groups)))
+        drawn = {group: len(sides.up) for group, sides in found.items()}
+        self.forwards += len(self.chunks) * (1 + 2 * sum(self._share(g) * count for g, count in drawn.items()))
+        self.drawn, self.all = self.drawn + sum(drawn.values()), self.all + s.draws * len(drawn)
         sides = [self._rows(g, "weights", sigma, f.clean, f.up, f.down) for g, f in found.items()]
         return pd.concat(sides, ignore_index=True)
 

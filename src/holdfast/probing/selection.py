@@ -15,8 +15,18 @@ def rises(found: pd.DataFrame, layers: list[str]) -> np.ndarray:
     """(draws, examples, layers) rises of one seed at one σ, one layer perturbed at a time; a perturbation without
     signs (a quantizer) has its rise on its one side."""
     rise = ((found["up"] + found["down"]) / 2).where(found["down"].notna(), found["up"]) - found["clean"]
-    wide = found.assign(rise=rise).pivot(index=["draw", "example"], columns="group", values="rise")[layers]
-    return wide.to_numpy().reshape(found["draw"].nunique(), -1, len(layers))
+    return completed(found.assign(rise=rise), layers, ["rise"])[0].transpose(1, 2, 0)
+
+
+def completed(found: pd.DataFrame, groups: list[str], columns: list[str]) -> list[np.ndarray]:
+    """(groups, draws, examples) of each column. A group that was drawn less than others, because it surely is none of
+    those wanted, has the mean of its own draws in the place of the others."""
+    axes = [groups, sorted(found["draw"].unique()), sorted(found["example"].unique())]
+    index = pd.MultiIndex.from_product(axes, names=["group", "draw", "example"])
+    whole = found.astype({"group": str}).set_index(index.names)[columns].astype(float).reindex(index)
+    if whole.isna().any(axis=None):
+        whole = whole.fillna(whole.groupby(level=["group", "example"]).transform("mean"))
+    return [whole[column].to_numpy().reshape([len(axis) for axis in axes]) for column in columns]
 
 
 def scores(found: pd.DataFrame, layers: list[str], redraws: int = 0) -> np.ndarray:

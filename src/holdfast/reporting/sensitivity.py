@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from holdfast.probing.options import ProbeOptions
+from holdfast.probing.selection import completed
 from holdfast.statistics.intervals import Estimate, student
 from holdfast.statistics.ranks import first, jaccard, pairwise, spearman
 
@@ -164,11 +165,7 @@ def _profile(rises: pd.DataFrame, sigma: float, reduce: Reduce, redraws: int) ->
 
 def _cube(rises: pd.DataFrame, groups: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Rise and tilt of these groups, (groups, draws, examples) each."""
-    rises = rises[rises["group"].isin(groups)]
-    order = pd.Index(groups).get_indexer(pd.Index(rises["group"]))
-    rises = rises.iloc[np.lexsort((rises["example"].to_numpy(), rises["draw"].to_numpy(), order))]
-    shape = (len(groups), rises["draw"].nunique(), rises["example"].nunique())
-    rise, tilt = (rises[name].to_numpy(dtype=float).reshape(shape) for name in ("rise", "tilt"))
+    rise, tilt = completed(rises, groups, ["rise", "tilt"])
     return rise, tilt
 
 

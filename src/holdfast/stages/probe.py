@@ -37,7 +37,9 @@ def run(run: Run) -> None:
     top = max(means, key=lambda group: means[group])
     rows = settings.batch_size * probe.batches.sequences, settings.online.batch_size * probe.batches.sequences
     sequences = {"probe": round(spent * rows[0]), "online": online_forwards * rows[1]}
-    run.finish({"sensitivity": means, "sequences": sequences}, f"most sensitive: {top} (+{means[top]:.3f})")
+    metrics = {"sensitivity": means, "sequences": sequences, "draws": {"made": probe.drawn, "of": probe.all}}
+    spared = f"; {1 - probe.drawn / probe.all:.0%} of the draws not needed" if probe.drawn < probe.all else ""
+    run.finish(metrics, f"most sensitive: {top} (+{means[top]:.3f}){spared}")
 
 
 def _named(run: Run, frame: Any) -> Any:

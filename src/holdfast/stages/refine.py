@@ -91,7 +91,7 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
 
     import pandas as pd
 
-    from holdfast.probing.selection import ranked, stability
+    from holdfast.probing.selection import chosen_by, ranked, stability
     from holdfast.zo import weight_groups
     from holdfast.zo.layers import decoder_layers
 
@@ -108,6 +108,14 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
     if found.empty:
         raise UserError(f"method.select.by={select.by}: {folder} holds none; set probe.online.steps above 0")
     most = select.rule == "top_k"
+    if select.by != "online":
+        draws = chosen_by(found).groupby("group", observed=True)["draw"].nunique()
+        whole = int((draws[layers] == draws.max()).sum())
+        if whole < (select.k if most else len(layers)):
+            raise UserError(
+                f"method.select.k={select.k}: the probe drew {whole} of {len(layers)} layers to the end; set "
+                f"probe.keep={select.k if most else 'null'}"
+            )
     chosen = ranked(found, layers, most)[: select.k]
     return sorted(chosen, key=layers.index), stability(found, layers, select.k, most)
 

@@ -10,7 +10,7 @@ from holdfast.zo.directions import Span, alignment_directions
 from holdfast.zo.layers import decoder_layers, weight_groups
 from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
 from holdfast.zo.refiner import Cosine, Estimate, ZeroOrderRefiner
-from holdfast.zo.sensitivity import Sides, online_sensitivity, sensitivity
+from holdfast.zo.sensitivity import Race, Sides, online_sensitivity, sensitivity
 from holdfast.zo.trainer import ZOArguments, ZOMixin
 from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
 
@@ -21,6 +21,7 @@ __all__ = [
     "Masters",
     "Moves",
     "PerturbationError",
+    "Race",
     "Sides",
     "Span",
     "Trajectory",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from holdfast.zo.perturb import Masters
 from holdfast.zo.prefix import LayerStates, layers_below
+
+SURE = 2.58  # standard errors
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,37 @@ class Sides:
         """½(L₊ + L₋) − L₀, (draws, n): its mean is S(σ); the first-order term cancels exactly."""
         return (self.up + self.down) / 2 - self.clean
 
+    def and_more(self, other: Sides) -> Sides:
+        """With further draws of the same examples."""
+        return Sides(self.clean, torch.cat([self.up, other.up]), torch.cat([self.down, other.down]))
+
     @property
     def one_sided(self) -> Tensor:
         """L₊ − L₀, (draws, n): the same mean to second order, and the first-order term in its variance."""
         return self.up - self.clean
+
+
+@dataclass(frozen=True)
+class Race:
+    """Some of the groups, of which the `keep` most sensitive ones are wanted: one that surely is none of them is drawn
+    no further. After 2, 4, 8 … draws it is compared with the least of those leading, on common draws and examples."""
+
+    groups: Sequence[str]
+    keep: int
+
+    def over(self, rises: dict[str, Tensor]) -> set[str]:
+        """Those whose rises, (draws, n), lie below by more than chance gives once in a hundred times."""
+        means = {group: rises[group].mean().item() for group in self.groups}
+        leading = sorted(means, key=lambda group: -means[group])[: self.keep]
+        least = rises[leading[-1]]
+        return {g for g in self.groups if g not in leading and _above(least[: len(rises[g])] - rises[g])}
+
+
+def _above(difference: Tensor) -> bool:
+    """Whether the mean of (draws, n) differences lies above 0, where both are drawn."""
+    draws, n = difference.shape
+    error = difference.mean(1).var() / draws + difference.mean(0).var() / n
+    return bool(difference.mean() > SURE * error.sqrt())
 
 
 @torch.inference_mode()
@@ -44,16 +74,47 @@ def sensitivity(
     sigma: float,
     draws: int,
     seed: int,
-    progress: Callable[[list[tuple[int, str]]], Iterable[tuple[int, str]]] = iter,
+    race: Race | None = None,
+    progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Sides]:
     """L(θ), L(θ + σ s∘z) and L(θ − σ s∘z) of every example, z non-zero in one group of `weight_groups(model)`.
 
     `loss_fn(model, batch)` gives per-example losses, (n_batch,); the model is in eval mode. All batches and groups
-    share the seeds of the draws; `progress` goes over (batch, group). Layers below a group run once a batch, and
-    their states are kept for that batch alone: of L decoder layers and a head of share h of the time F of a
-    forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises `FloatingPointError`
-    on a loss that is not finite.
+    share the seeds of the draws; in a `race` some have fewer. `progress` goes over (batch, group). Layers below a
+    group run once a batch, and their states are kept for that batch alone: of L decoder layers and a head of share h
+    of the time F of a forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises
+    `FloatingPointError` on a loss that is not finite.
     """
+    found: dict[str, Sides] = {}
+    over: set[str] = set()
+    for rung in _rungs(draws, race):
+        left = {group: tensors for group, tensors in groups.items() if group not in over}
+        for group, sides in _drawn(model, loss_fn, batches, left, sigma, rung, seed, progress).items():
+            before = found.get(group)
+            found[group] = sides if before is None else before.and_more(sides)
+        if race:
+            over |= race.over({group: found[group].rise for group in race.groups})
+    return found
+
+
+def _rungs(draws: int, race: Race | None) -> list[range]:
+    """Draws between two comparisons."""
+    if race is None:
+        return [range(draws)]
+    ends = [*takewhile(lambda end: end < draws, (2**k for k in count(1))), draws]
+    return [range(first, end) for first, end in pairwise([0, *ends])]
+
+
+def _drawn(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[Any],
+    groups: dict[str, dict[str, nn.Parameter]],
+    sigma: float,
+    draws: range,
+    seed: int,
+    progress: Callable[[list[Any]], Iterable[Any]],
+) -> dict[str, Sides]:
     states = LayerStates(model)
     depths = {group: len(layers_below(model, tensors)) for group, tensors in groups.items()}
     clean: list[Tensor] = []
@@ -71,18 +132,18 @@ def _losses(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch
     return loss_fn(model, batch).float()
 
 
-def _pairs(losses: Callable[[], Tensor], masters: Masters, sigma: float, draws: int, group: str) -> Tensor:
+def _pairs(losses: Callable[[], Tensor], masters: Masters, sigma: float, draws: range, group: str) -> Tensor:
     """(2, draws, n_batch): L₊ and L₋."""
     found, places = [], []
     try:
         for sign in (+1, -1):
-            for draw in range(draws):
+            for draw in draws:
                 masters.write(sign * sigma, step=draw, query=0)
                 found.append(losses())
                 places.append(f"with noise of {sigma} in {group}, draw {draw}")
     finally:
         masters.restore()
-    return _finite(torch.stack(found), places).unflatten(0, (2, draws))
+    return _finite(torch.stack(found), places).unflatten(0, (2, len(draws)))
 
 
 def _finite(losses: Tensor, places: list[str]) -> Tensor:
