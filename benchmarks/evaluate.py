@@ -118,13 +118,13 @@ def full(model: Any, point: Point) -> None:
 
 def measured(work: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):  # the first warms up
+    for _ in range(repeats):
         for name, run in work.items():
+            wait(device)
             start = time.perf_counter()
             run()
             wait(device)
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     return times
 
 
@@ -146,6 +146,9 @@ def main() -> None:
     variants = {"generate": generated, "margins": margins, "utility": utility, "ours": ours}
     floors = {"prefill": prefill, "full": full}
     work = {name: (lambda run=run: run(model, point)) for name, run in (variants | floors).items()}
+    few = Point(argparse.Namespace(**{**vars(arguments), "prompts": 8, "new": 4}))
+    for run in (variants | floors).values():  # warms up
+        run(model, few)
     seconds = {n: statistics.median(t) for n, t in measured(work, arguments.repeats, arguments.device).items()}
     scored = sum(len(o) - 1 for o in point.openings) * len(point.prompts) + sum(len(r) - 1 for _, r in point.told)
     decoded, rate = (point.new - 1) * len(point.prompts), 512 / seconds["full"]

@@ -195,19 +195,17 @@ def test_a_name_is_that_of_its_file():
 
 
 def test_help_lists_verbs_and_keys_without_torch():
-    code = "import sys; from holdfast.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-
-    def told(*words: str) -> str:
-        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    listed = told("--help")
+    code = "import sys; from holdfast.__main__ import main\nfor line in sys.stdin: main(line.split()); print('\\f')\n"
+    code += "sys.exit('torch' in sys.modules)"
+    asked = ["--help", *(f"{verb} --help" for verb in MODULES), "refine method=sam --help"]
+    ended = subprocess.run([sys.executable, "-c", code], input="\n".join(asked), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    told = dict(zip(asked, map(str.lstrip, ended.stdout.split("\f")), strict=False))
     for verb in MODULES:
-        assert f"  {verb} " in listed
-        assert told(verb, "--help").startswith(f"holdfast {verb}")
-    assert "method.mu = 0.6   number > 0" in told("refine", "--help")
-    assert "method.rho = 0.05   number > 0" in told("refine", "method=sam", "--help")
+        assert f"  {verb} " in told["--help"]
+        assert told[f"{verb} --help"].startswith(f"holdfast {verb}")
+    assert "method.mu = 0.6   number > 0" in told["refine --help"]
+    assert "method.rho = 0.05   number > 0" in told["refine method=sam --help"]
 
 
 def test_an_unknown_verb_is_answered_in_one_line(stage):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import method, random_llama, stage_here
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -19,6 +19,7 @@ from holdfast.methods.batches import Batches
 from holdfast.methods.task import Task
 from holdfast.models.packing import run as run_packed
 from holdfast.perturbations import Arm
+from holdfast.runtime import memory
 from holdfast.runtime.failures import said
 from holdfast.runtime.memory import Parts, out_of_memory
 from holdfast.settings.schema import Openings
@@ -39,14 +40,31 @@ def crowded(most: int, work=lambda part: part):
     return run
 
 
+@pytest.fixture
+def uncollected(monkeypatch):
+    """To collect garbage takes a tenth of a second where libraries are loaded, for each of hundreds of failures."""
+    monkeypatch.setattr(memory.gc, "collect", lambda: 0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 40), st.none() | st.integers(1, 40))
-def test_every_row_is_worked_on_once_and_in_order(rows, most, size):
+def test_every_row_is_worked_on_once_and_in_order(uncollected, rows, most, size):
     done = []
     Parts("x", size).each(rows, crowded(most, done.extend))
     assert done == rows
     found = Parts("x", size).whole([rows, rows], crowded(most))
     assert [row for part in found for row in part] == rows + rows
     assert all(len(part) <= most for part in found)
+    flown = []
+
+    def flow(left, many):
+        for row in left:
+            crowded(most)(range(many))
+            flown.append(row)
+            yield row
+
+    Parts("x", size).flow(rows, flow)
+    assert flown == rows
 
 
 def test_it_says_so_and_stays_small(capsys):

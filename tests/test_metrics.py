@@ -266,7 +266,7 @@ def test_intervals_cover_by_many_studies(size, rate, spread):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_margin_that_is_not_finite_is_never_a_refusal(wrong):
     from holdfast.errors import UserError
-    from holdfast.statistics.rates import asr_and_auroc
+    from holdfast.statistics.rates import miss_rate_and_auroc
 
     with pytest.raises(UserError, match="40 of 60 are not finite"):
-        asr_and_auroc(np.full(40, wrong), np.linspace(-1, 1, 20), 0.05)
+        miss_rate_and_auroc(np.full(40, wrong), np.linspace(-1, 1, 20), 0.05)

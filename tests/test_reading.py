@@ -100,6 +100,22 @@ def test_every_token_is_run_once(llama, monkeypatch):
     assert tokens == [len(BEGUN), read, *[len(requests)] * 5]
 
 
+def test_nobody_waits_for_room_that_is_there(llama, monkeypatch):
+    """Where a reading takes but a few prompts, all that have room are read before the first token is decoded."""
+    sizes = []
+
+    def noted(model, packing, kept):
+        sizes.append(packing.size)
+        return run(model, packing, kept)
+
+    monkeypatch.setattr(reading, "run", noted)
+    monkeypatch.setattr(reading, "TOKENS", 10)
+    requests = [Request(prompt) for prompt in prompts()]
+    reader(llama, rows=7, stops=[]).replies(requests)
+    assert [rows for rows, tokens in sizes if tokens == 1 and rows > 1] == [7] * 5
+    assert sum(rows for rows, _ in sizes) == 7 + 5 * 7
+
+
 @pytest.mark.parametrize("tokens", ["prompt", "generated", "all"])
 def test_noise_is_that_of_a_plain_forward(llama, tokenizer, tokens):
     prompt = prompts()[0]

@@ -34,9 +34,9 @@ class OwnModel:
     def of(cls, given: str) -> OwnModel:
         """From a folder, a Hub id or a name of conf/model. Raises `UserError` where it is none."""
         chosen = composed([f"model={given}"]).model
-        if chosen.path is None:
+        if chosen.source is None:
             raise UserError(f"{given}: is made in a study; give a folder or Hub id")
-        path = str(chosen.path)
+        path = str(chosen.source)
         told = {"path": quoted(path), "revision": chosen.revision, "chat_template": chosen.chat_template}
         overrides = [f"model.{key}={value}" for key, value in told.items() if value is not None]
         return cls(path if given == chosen.name else given, path, overrides)
@@ -54,7 +54,7 @@ def measures(arguments: list[str]) -> bool:
     if given.keys() & {"method", "hydra.run.dir"} or any(argument.startswith("-") for argument in arguments):
         return False
     model = given.get("model", "")
-    own = model not in files("model") and ("/" in model or Path(model).expanduser().is_dir())
+    own = model not in files("model") and ("/" in model or Path(model).expanduser().exists())
     return "against" in given or own
 
 

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> str:
     try:
         dtypes = {t["dtype"] for t in Trajectory.read(trajectory).header["tensors"].values()}
         base = composed([f"model={asked['base']}"]).model  # a name of conf/model, a folder or a Hub id
-        if base.path is None:
+        if base.source is None:
             raise UserError(f"base={asked['base']}: is made in a run; give the folder of its weights")
         kind = base.model_copy(update={"dtype": dtypes.pop()})
         model, tokenizer = models.load(base.path, kind)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> str:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as made:  # where there is room for weights
         models.save(model, tokenizer, Path(made))
-        dressed(Path(made) / "model", models.fetched(base.path, base.revision), out)
+        dressed(Path(made) / "model", models.fetched(base.source, base.revision), out)
     return f"replay   {steps} steps, the hash of the refined weights agrees; wrote {out}"
 
 

@@ -40,6 +40,6 @@ def distances(run: Run) -> dict[str, float]:
     made = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
     found = {"moved": moved(aligned, made) if run.cfg.method.refines else 0.0}
     base = models.base_of(run.cfg.model, run.layout)
-    if run.names.recipe != models.UNALIGNED and (run.cfg.model.path or Path(base).is_dir()):
+    if run.names.recipe != models.UNALIGNED and (run.cfg.model.source or Path(base).is_dir()):
         found["moved_by_alignment"] = moved(models.fetched(base, run.cfg.model.revision), aligned)
     return found

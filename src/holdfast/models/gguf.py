@@ -35,6 +35,11 @@ def dequantized(path: Path) -> Path:
     return folder
 
 
+def local(source: str | None) -> str | None:
+    """A GGUF file's folder in the place of the file; all else as it is."""
+    return str(dequantized(Path(source))) if source and Path(source).is_file() else source
+
+
 def _convert(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

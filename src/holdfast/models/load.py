@@ -11,6 +11,7 @@ from holdfast.datasets.rows import COLUMNS
 from holdfast.datasets.tokens import check_conversation, converse
 from holdfast.errors import UserError
 from holdfast.models import checkpoints
+from holdfast.models.gguf import dequantized
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.paths import CONF, Layout
 
@@ -30,7 +31,7 @@ def data_inputs(cfg: Config) -> Inputs:
 
 def base_inputs(cfg: Config) -> Inputs:
     """What a stage needs that loads the base model: that it was pretrained, if the run makes it."""
-    if cfg.model.path is not None:
+    if cfg.model.source is not None:
         return {}
     return {Layout.of(cfg).pretrain(cfg.model.name) / "metrics.json": "pretrain"}
 
@@ -44,7 +45,7 @@ def aligned_inputs(cfg: Config) -> Inputs:
 
 def base_of(model: Model, layout: Layout) -> str:
     """Where the model to align is: its Hub id or folder, or what this study pretrained."""
-    return model.path or str(layout.pretrain(model.name) / "model")
+    return model.source or str(layout.pretrain(model.name) / "model")
 
 
 def origin_of(model: Model, recipe: str, layout: Layout) -> str:
@@ -57,7 +58,8 @@ def origin_of(model: Model, recipe: str, layout: Layout) -> str:
 
 
 def fetched(path: str, revision: str | None = None) -> Path:
-    """The folder of a model: `path` itself, or where the Hub's client keeps its safetensors, fetched if need be.
+    """The folder of a model: `path` itself, what a GGUF file was dequantized to, or where the Hub's client keeps its
+    safetensors, fetched if need be.
 
     Raises `UserError` with what to do: no such folder or model, no network, a licence to accept, or what is there is
     no whole model.
@@ -71,6 +73,8 @@ def fetched(path: str, revision: str | None = None) -> Path:
 def _folder(path: str, revision: str | None) -> Path:
     if Path(path).is_dir():
         return Path(path)
+    if Path(path).is_file():
+        return dequantized(Path(path))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
@@ -78,7 +82,7 @@ def _folder(path: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=FILES, ignore_patterns=COPIES))
     except HFValidationError:
-        raise UserError(f"model.path={path}: no such folder, and no id of the Hub") from None
+        raise UserError(f"model.path={path}: no such folder or file, and no id of the Hub") from None
     except GatedRepoError:
         raise UserError(f"{path}: gated; accept its licence at {page}, then `hf auth login` or set HF_TOKEN") from None
     except RepositoryNotFoundError:
@@ -93,8 +97,10 @@ def _folder(path: str, revision: str | None) -> Path:
 
 
 def files_of(path: str | None) -> list[Path]:
-    """The files of a model that is a folder on this machine; none of a Hub id."""
+    """The files of a model that is a folder or a file on this machine; none of a Hub id."""
     folder = Path(path) if path else None
+    if folder is not None and folder.is_file():
+        return [folder]
     if folder is None or not folder.is_dir():
         return []
     return sorted(found for name in FILES for found in folder.glob(name) if not found.match("consolidated*"))

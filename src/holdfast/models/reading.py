@@ -93,7 +93,7 @@ class Reader:
         waiting = list(order)
         while waiting or pool.places:
             free = rows - len(pool.places)
-            if waiting and free >= max(1, rows // REFILL):
+            if waiting and free >= min(len(waiting), max(1, rows // REFILL)):
                 some = _within(requests, waiting[:free], len(prefix) if begun else 0)
                 waiting = waiting[len(some) :]
                 yield from pool.read(requests, some, found)

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.errors import UserError
 from holdfast.models.checkpoints import check
+from holdfast.models.gguf import local
 from holdfast.settings.schema import Model
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -102,7 +103,8 @@ def config_of(model: Model, vocabulary: int) -> Any:
     """What transformers makes the model of. Raises `UserError` as `shape_of` does."""
     from transformers import AutoConfig
 
-    if model.path is None:
+    path = local(model.source)
+    if path is None:
         s = model.shape
         assert s is not None
         return AutoConfig.for_model(
@@ -113,7 +115,7 @@ def config_of(model: Model, vocabulary: int) -> Any:
             num_attention_heads=s.heads,
             vocab_size=vocabulary,
         )
-    if model.architecture and not Path(model.path).is_dir():
+    if model.architecture and not Path(path).is_dir():
         given = dict(model.architecture)
         kind = given.pop("model_type", None)
         try:
@@ -121,15 +123,15 @@ def config_of(model: Model, vocabulary: int) -> Any:
         except (ValueError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"model.architecture: transformers makes no model of it ({reason})") from None
-    if Path(model.path).is_dir():
-        check(model.path, Path(model.path))
+    if Path(path).is_dir():
+        check(path, Path(path))
     try:
         return AutoConfig.from_pretrained(
-            model.path, revision=model.revision, local_files_only=True, trust_remote_code=False
+            path, revision=model.revision, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model={model.name}: no configuration of {model.path} is on this machine ({reason}); give its sizes as "
+            f"model={model.name}: no configuration of {path} is on this machine ({reason}); give its sizes as "
             "model.architecture, or a folder with a config.json as model.path"
         ) from None

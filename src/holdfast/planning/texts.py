@@ -18,6 +18,7 @@ from holdfast.errors import UserError
 from holdfast.methods import LOSSES
 from holdfast.methods.losses import reads
 from holdfast.models.checkpoints import check
+from holdfast.models.gguf import local
 from holdfast.planning.memory import Sizes
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
@@ -146,11 +147,11 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, 
     """Tokens of texts, by the model's own tokenizer if a folder has it; the words that say so; and its vocabulary."""
     from transformers import AutoTokenizer
 
-    place = cfg.model.path or str(Layout.of(cfg).data / "tokenizer")
+    place = local(cfg.model.source) or str(Layout.of(cfg).data / "tokenizer")
     if not Path(place).is_dir():
         known = f"{CHARACTERS} characters a token"
         return lambda texts: [max(1.0, len(t) / CHARACTERS) for t in texts], known, cfg.data.vocabulary
-    if cfg.model.path:
+    if cfg.model.source:
         check(place, Path(place))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)

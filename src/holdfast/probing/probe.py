@@ -156,7 +156,7 @@ class Probe:
         """The ASR on the tuning split, by margins at matched over-refusal, with noise on one layer's weights alone."""
         import pandas as pd
 
-        from holdfast.statistics.rates import asr_and_auroc
+        from holdfast.statistics.rates import miss_rate_and_auroc
         from holdfast.zo.perturb import Masters
 
         s, rows = self.settings, []
@@ -168,7 +168,7 @@ class Probe:
             for draw in range(s.outcome_draws):
                 masters.write(s.sigma, step=draw, query=1)  # other noise than the probe's
                 harmful, benign = (self._margins(found) for found in sets)
-                rows.append((layer, draw, *asr_and_auroc(harmful, benign, s.over_refusal)))
+                rows.append((layer, draw, *miss_rate_and_auroc(harmful, benign, s.over_refusal)))
             masters.restore()
         kinds = {"group": str, "draw": int, "asr": float, "auroc": float}
         return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)

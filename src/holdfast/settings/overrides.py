@@ -42,7 +42,7 @@ def _spelled(override: str, overrides: list[str]) -> list[str]:
     if value.startswith("glob("):
         return [_globbed(override, overrides)]
     place = os.path.expanduser(value)
-    if group == "model" and os.path.isdir(place) and value not in files(group, overrides):
+    if group == "model" and os.path.exists(place) and value not in files(group, overrides):
         return ["model=own", f"model.path={quoted(os.path.abspath(place))}"]
     if group == "model" and "/" in value and all("/" in one for one in _choices(override)):
         return ["model=own", f"model.path={value}"]

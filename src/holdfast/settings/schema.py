@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -73,12 +74,30 @@ class Shape(Options):
     initializer_range: Positive = Field(description="standard deviation of the first weights")
 
 
+class Package(Options):
+    """An installed Python package that carries a model as one GGUF file."""
+
+    name: str = Field(description="as pip knows it")
+    file: str = Field(description="a pattern of the file's name")
+
+    def find(self) -> str | None:
+        """The file; None where the package is not installed, or has none such."""
+        try:
+            files = distribution(self.name).files or []
+        except PackageNotFoundError:
+            return None
+        return next((str(file.locate()) for file in files if file.match(self.file)), None)
+
+
 @section("model")
 class Model(Options):
     """The model to align, or one that comes aligned."""
 
     name: str = Field(description="that of its file")
-    path: str | None = Field(default=None, description="Hub id or folder; null: built and pretrained in the run")
+    path: str | None = Field(
+        default=None, description="Hub id, folder or GGUF file; null: built and pretrained in the run"
+    )
+    package: Package | None = Field(default=None, description="goes before the path where it is installed")
     revision: str | None = Field(default=None, description="of the Hub: a commit, branch or tag")
     origin: str | None = Field(
         default=None, description="of a model that comes aligned, what it was before: Hub id or folder"
@@ -101,6 +120,11 @@ class Model(Options):
     architecture: dict[str, Any] = Field(
         default_factory=dict, description="of a Hub model, as in its config.json: what a plan counts by"
     )
+
+    @property
+    def source(self) -> str | None:
+        """Where it comes from; None for one that is made in the run."""
+        return (self.package.find() if self.package else None) or self.path
 
     @field_validator("template_date")
     @classmethod

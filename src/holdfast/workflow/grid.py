@@ -84,7 +84,7 @@ class Workflow:
 
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
-        return self._composed(model=model).model.path is None
+        return self._composed(model=model).model.source is None
 
     def base(self, model: str) -> list[Path]:
         """What alignment needs beside the data: the model that the run itself pretrains, or the files of one that is
@@ -93,7 +93,7 @@ class Workflow:
             return [self.layout.pretrain(model) / "metrics.json"]
         chosen = self._composed(model=model).model
         template = CONF / chosen.chat_template if chosen.chat_template and "{" not in chosen.chat_template else None
-        return files_of(chosen.path) + ([template] if template and template.is_file() else [])
+        return files_of(chosen.source) + ([template] if template and template.is_file() else [])
 
     def tasks(self) -> list[Path]:
         """The files of tasks of one's own."""
