@@ -185,5 +185,8 @@ def test_a_token_counts_after_the_prompt_that_makes_it_likely(tokenizer):
     helped = spoken_nll(model, own, said, other, Parts("rows"))
     after = mean_nll(model, Told([(other[0], said)], model.device))[0].tolist()
     assert all(a <= min(b, c) + 1e-6 for a, b, c in zip(helped, alone, after, strict=True))
+    between = sum(alone) / 2
+    bounded = spoken_nll(model, own, said, other, Parts("rows"), between)
+    assert bounded == pytest.approx([a if a <= between else h for a, h in zip(alone, helped, strict=True)], abs=1e-5)
     assert [math.isnan(one) for one in spoken_nll(model, own, [[], [3]], other, Parts("rows"))] == [True, False]
     assert math.isnan(spoken_nll(model, own[:1], [[]], other, Parts("rows"))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -155,10 +156,12 @@ def spoken_nll(
     responses: Sequence[list[int]],
     others: Sequence[list[int]],
     parts: Parts,
+    enough: float = -math.inf,
 ) -> list[float]:
     """Nats per token of each response (ids), NaN for one without tokens. Every token counts as after that prompt, its
     own or one of `others`, after which it is least surprising: a refusal of what the model would do is language too,
-    and so is an answer to another question.
+    and so is an answer to another question. Where no more than `enough` is counted after its own prompt, the others
+    are not asked.
 
     A response has its end tokens only where it ended by itself: one that was cut off is not charged with them.
     `others` hold a prompt that the model refuses and one that it answers. What was said before costs nothing: under
@@ -166,12 +169,16 @@ def spoken_nll(
     """
     import torch
 
-    said = [tuple(response) for response in responses]
-    told = [[tuple(prompt), *map(tuple, others)] for prompt in prompts]
-    pairs = dict.fromkeys((one, response) for each, response in zip(told, said, strict=True) for one in each)
-    costs = _token_costs(model, list(pairs), parts)
-    least = (torch.stack([costs[one, response] for one in each]) for each, response in zip(told, said, strict=True))
-    return [float(cost.amin(0).mean()) for cost in least]
+    own = [(tuple(prompt), tuple(response)) for prompt, response in zip(prompts, responses, strict=True)]
+    costs = _token_costs(model, list(dict.fromkeys(own)), parts)
+    unsure = dict.fromkeys(said for (_, said), cost in costs.items() if cost.mean() > enough)
+    costs |= _token_costs(model, [(tuple(other), said) for other in others for said in unsure], parts)
+
+    def least(asked: tuple[int, ...], said: tuple[int, ...]) -> Tensor:
+        after = [asked, *map(tuple, others)] if said in unsure else [asked]
+        return torch.stack([costs[one, said] for one in after]).amin(0)
+
+    return [float(least(*pair).mean()) for pair in own]
 
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of a response

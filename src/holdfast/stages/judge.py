@@ -71,10 +71,11 @@ def refereed(run: Run, prompts: Any) -> Callable[[Any], Any]:
 
     spoken, of = _spoken(run, prompts.set_index("id", drop=False))
     referee = run.cfg.referee.ready(spoken.nll(of), [*prompts["prompt"], *prompts["response"]])
+    ceiling = referee.ceiling
     judge = run.cfg.judge.ready(str(spoken.model.device))
 
     def verdicts(said: Any) -> Any:
-        return np.array(_judged(referee, judge, prompts, said, np.array(spoken.nll(said)))[1], dtype=object)
+        return np.array(_judged(referee, judge, prompts, said, np.array(spoken.nll(said, ceiling)))[1], dtype=object)
 
     return verdicts
 
@@ -92,11 +93,11 @@ def _refereed(run: Run, records: Any, prompts: Any, asked: Any) -> tuple[Any, An
     """The referee with its ceiling, the NLL per token of every response under its model, NaN where there is none, and
     the model's device, which is free afterwards."""
     spoken, references = _spoken(run, prompts, asked)
-    own, device = spoken.nll(references), str(spoken.model.device)
+    referee = run.cfg.referee.ready(spoken.nll(references), [*prompts["prompt"], *prompts["response"]])
     texts = records[KEYS].dropna().drop_duplicates()
-    found = texts.assign(nll=spoken.nll(texts))
+    found = texts.assign(nll=spoken.nll(texts, referee.ceiling))
     nll = records[KEYS].merge(found, how="left", on=KEYS)["nll"]
-    return run.cfg.referee.ready(own, [*prompts["prompt"], *prompts["response"]]), nll.to_numpy(), device
+    return referee, nll.to_numpy(), str(spoken.model.device)
 
 
 class _Spoken:
@@ -116,12 +117,13 @@ class _Spoken:
         self.others = prompts_ids(tokenizer, refused[:1]) + prompts_ids(tokenizer, answered[:1])
         self.parts = Parts("referee.batch_size", max(1, run.cfg.referee.batch_size // TOGETHER))
 
-    def nll(self, texts: Any) -> list[float]:
+    def nll(self, texts: Any, enough: float = -math.inf) -> list[float]:
         from holdfast.datasets.tokens import response_ids
         from holdfast.judges.referee import spoken_nll
 
         said = [response_ids(self.tokenizer, t.response, end=bool(t.ended)) for t in texts.itertuples()]
-        return spoken_nll(self.model, [self.asked[one] for one in texts["id"]], said, self.others, self.parts)
+        asked = [self.asked[one] for one in texts["id"]]
+        return spoken_nll(self.model, asked, said, self.others, self.parts, enough)
 
 
 def referee_inputs(cfg: Config) -> models.Inputs:
