@@ -1,6 +1,6 @@
 """Refine a model that comes aligned, evaluate it before and after, and write what can be shipped.
 
-holdfast harden model=<Hub id or folder> out=<folder> [overrides, as of study=harden]
+holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [overrides, as of study=harden]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> str:
     asked, overrides = parsed(arguments, ("model", "out"))
     for key, value in asked.items():
         if not value:
-            raise UserError(f"{key}: no value is given; holdfast harden model=<Hub id or folder> out=<folder>")
+            raise UserError(f"{key}: no value is given; holdfast harden model=<Hub id, folder or GGUF file> out=<folder>")
     out = Path(asked["out"]).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there and not empty; give a new folder")
