@@ -100,7 +100,7 @@ def test_the_stage_alone_is_told_from_a_model_of_ones_own(arguments, own):
     ("arguments", "told"),
     [
         (["against=x/y"], "model: no value is given; holdfast evaluate model=<folder or Hub id> against=<another>"),
-        (["model=x/y/z"], "model.path=x/y/z: no such folder, and no id of the Hub"),
+        (["model=x/y/z"], "model.path=x/y/z: no such folder or file, and no id of the Hub"),
         (["model=x/y", "against=x/y"], "against=x/y: cannot be told from model=x/y; give another"),
         (["model=x/y", "against=tiny"], "tiny: is made in a study; give a folder or Hub id"),
         (["model=x/y", "against=v/w", "model.revision=main"], "model.revision=main: would be given to both models"),
