@@ -116,6 +116,20 @@ def test_nobody_waits_for_room_that_is_there(llama, monkeypatch):
     assert sum(rows for rows, _ in sizes) == 7 + 5 * 7
 
 
+def test_keys_are_given_back_at_once(llama):
+    """Not when garbage is collected next: an evaluation has a store for each of hundreds of points."""
+    import gc
+
+    gc.collect()
+    gc.disable()
+    try:
+        reader(llama).replies([Request(prompt, [[9, 8]]) for prompt in prompts(BEGUN)])
+        alive = [one for one in gc.get_objects() if type(one) in (reading._Pool, reading._Begun)]
+    finally:
+        gc.enable()
+    assert not alive
+
+
 @pytest.mark.parametrize("tokens", ["prompt", "generated", "all"])
 def test_noise_is_that_of_a_plain_forward(llama, tokenizer, tokens):
     prompt = prompts()[0]

@@ -23,7 +23,9 @@ def main(arguments: list[str]) -> str:
     asked, overrides = parsed(arguments, ("model", "out"))
     for key, value in asked.items():
         if not value:
-            raise UserError(f"{key}: no value is given; holdfast harden model=<Hub id, folder or GGUF file> out=<folder>")
+            raise UserError(
+                f"{key}: no value is given; holdfast harden model=<Hub id, folder or GGUF file> out=<folder>"
+            )
     out = Path(asked["out"]).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there and not empty; give a new folder")

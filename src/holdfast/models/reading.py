@@ -195,11 +195,11 @@ class _Pool:
             return ((back >= 0) & (back < (width if window is None else window)))[:, None, None]
 
         grown = _Grown(self, places, positions, width)
-        self.packing = Packing(
+        packing = Packing(
             self.last[:n], positions, places, torch.zeros_like(places), (n, 1), self.prompts[:n],
             self.read_tokens[:n], sees, grown,
         )  # fmt: skip
-        self.last[:n] = self._next(run(reader.model, self.packing, places), self.draws)
+        self.last[:n] = self._next(run(reader.model, packing, places), self.draws)
         self.lengths = [length + 1 for length in self.lengths]
         self.fresh.append(self.last[:n].clone())
 
