@@ -105,7 +105,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["model=x"], "out: no value is given; holdfast harden model=<Hub id or folder> out=<folder>"),
+        (["model=x"], "out: no value is given; holdfast harden model=<Hub id, folder or GGUF file> out=<folder>"),
         (["model=x/y/z", "out=o"], "model.path=x/y/z: no such folder or file, and no id of the Hub"),
         (["model=x/y", "out=o", "refine.stepz=1"], "refine.stepz: no such key; did you mean steps?"),
         (["model=x/y", "out=o", "study.methods=[aligned]"], "give aligned and the method to harden with"),

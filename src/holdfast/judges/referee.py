@@ -41,7 +41,7 @@ class Referee(Options):
     """Who tells a broken response from a whole one."""
 
     path: str | None = Field(
-        description="the model under which the NLL is taken: a folder, GGUF file or Hub id; null: the study's base model"
+        description="the model under which the NLL is taken: folder, GGUF file or Hub id; null: the study's base model"
     )
     batch_size: Count = Field(description="responses of a batch")
     quantile: Share = Field(description="of the NLL of the study's own answers; with the slack, the ceiling")
