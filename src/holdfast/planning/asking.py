@@ -26,8 +26,8 @@ def elicit(case: Case) -> Demand:
 
 
 def judge(case: Case) -> Demand:
-    """The referee reads each response after its own prompt and two others, as if no two responses were the same and all
-    were in doubt. A judge that is a model of its own is left out."""
+    """The referee reads each response after its own prompt and two others, as if no two responses were the same and
+    all were in doubt. A judge that is a model of its own is left out."""
     from holdfast.models.reading import TOKENS
 
     s, size, new = case.shape, case.cfg.referee.batch_size, case.cfg.evaluate.max_new_tokens
