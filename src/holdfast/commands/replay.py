@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> str:
         if base.source is None:
             raise UserError(f"base={asked['base']}: is made in a run; give the folder of its weights")
         kind = base.model_copy(update={"dtype": dtypes.pop()})
-        model, tokenizer = models.load(base.path, kind)
+        model, tokenizer = models.load(base.source, kind)
         origin = models.load(asked["origin"], kind)[0] if "origin" in asked else None
         steps = replay(model, trajectory, origin)
     except TrajectoryError as error:
