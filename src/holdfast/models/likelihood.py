@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from holdfast.models.packing import Branches, packed, run
-from holdfast.models.reading import Reader, Request, Targets
+from holdfast.models.reading import Reader, Request
+from holdfast.models.targets import Targets
 
 
 class Told:

@@ -8,7 +8,7 @@ from a registry; `attention` is ours there while a packing runs.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,8 +33,7 @@ class Keys(Protocol):
 @dataclass
 class Packing:
     """Tokens in rows. (N,): `ids`, `positions`, and the place of each in a grid of (n, t): `row`, `column`. (n,):
-    `prompts`, a hash of each row's prompt, and `lengths`, its tokens. `seen` are the (n, t) positions of keys and
-    `branch`, (n, t), which branch each is of, 0 the prompt."""
+    `prompts`, a hash of each row's prompt, and `lengths`, its tokens."""
 
     ids: Tensor
     positions: Tensor
@@ -43,15 +42,16 @@ class Packing:
     size: tuple[int, int]
     prompts: Tensor
     lengths: Tensor
-    sees: Any  # (window or None) -> (n, 1, t, all keys) bool, or None where a row's tokens see all before them
+    # (window or None, whether it must be written out) -> (n, 1, t, all keys), or None where tokens see all before them
+    sees: Callable[[int | None, bool], Tensor | None]
     keys: Keys | None = None
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, like: Tensor) -> Tensor | None:
-        """What is added to scores, the same for all layers of a kind."""
+    def mask(self, window: int | None, like: Tensor, written: bool) -> Tensor | None:
+        """What is added to scores, the same for all layers of a kind; `written` even where it is plainly causal."""
         key = window, like.device, like.dtype
         if key not in self.masks:
-            seen = self.sees(window)
+            seen = self.sees(window, written)
             if seen is not None:
                 unseen = torch.zeros(seen.shape, device=seen.device, dtype=like.dtype)
                 seen = unseen.masked_fill_(~seen, torch.finfo(like.dtype).min).to(like.device)
@@ -92,23 +92,21 @@ def attention(
     q, k, v = packing.grid(query), packing.grid(key), packing.grid(value)
     if packing.keys is not None:
         k, v = packing.keys.joined(module.layer_idx, k, v)
-    mask = packing.mask(sliding_window, q)
+    mask = packing.mask(sliding_window, q, written=softcap is not None)
     groups, (n, heads, t, width) = q.shape[1] // k.shape[1], q.shape
     grouped = groups > 1 and softcap is None and (mask is None or q.device.type == "cpu")  # by torch's kernel itself
     if t == 1 and not grouped:  # all queries of a head of keys see the same
         q = q.reshape(n, heads // groups, groups, width)
     elif groups > 1 and not grouped:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    causal = mask is None and t > 1
     if softcap is None:
+        causal = mask is None and t > 1
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
     else:
         scores = q @ k.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
         scores = (scores / softcap).tanh() * softcap
-        if causal:
-            mask = torch.full((t, t), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
-        scores = scores if mask is None else scores + mask
-        out = scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+        assert mask is not None
+        out = (scores + mask).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
     return packing.flat(out.reshape(n, heads, t, -1).transpose(1, 2)), None
 
 
@@ -181,8 +179,8 @@ def packed(
     grid[:, places, columns] = flat[[1, 4]]
     branched = any(sum(len(tokens) > 1 for tokens in branches) > 1 for _, branches in rows)
 
-    def sees(window: int | None) -> Tensor | None:
-        if not branched and not prefix and (window is None or window >= t):
+    def sees(window: int | None, written: bool) -> Tensor | None:
+        if not written and not branched and not prefix and (window is None or window >= t):
             return None  # causal, for padding comes last
         at, of = grid
         order = torch.arange(t, device=device)

@@ -75,7 +75,7 @@ def sensitivity(
     draws: int,
     seed: int,
     race: Race | None = None,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
+    progress: Callable[[list[tuple[int, str]]], Iterable[tuple[int, str]]] = iter,
 ) -> dict[str, Sides]:
     """L(θ), L(θ + σ s∘z) and L(θ − σ s∘z) of every example, z non-zero in one group of `weight_groups(model)`.
 
@@ -85,13 +85,22 @@ def sensitivity(
     of the time F of a forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises
     `FloatingPointError` on a loss that is not finite.
     """
+    states = LayerStates(model)
+    depths = {group: len(layers_below(model, tensors)) for group, tensors in groups.items()}
     found: dict[str, Sides] = {}
     over: set[str] = set()
     for rung in _rungs(draws, race):
-        left = {group: tensors for group, tensors in groups.items() if group not in over}
-        for group, sides in _drawn(model, loss_fn, batches, left, sigma, rung, seed, progress).items():
-            before = found.get(group)
-            found[group] = sides if before is None else before.and_more(sides)
+        clean: list[Tensor] = []
+        pairs: dict[str, list[Tensor]] = {group: [] for group in groups if group not in over}
+        for place, group in progress([(place, group) for place in range(len(batches)) for group in pairs]):
+            losses = partial(_losses, model, loss_fn, batches[place])
+            if place == len(clean):
+                clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
+            handed = partial(states.run, depths[group], losses)
+            pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, rung, group))
+        for group, made in pairs.items():
+            sides = Sides(torch.cat(clean), *torch.cat(made, dim=2))
+            found[group] = found[group].and_more(sides) if group in found else sides
         if race:
             over |= race.over({group: found[group].rise for group in race.groups})
     return found
@@ -103,29 +112,6 @@ def _rungs(draws: int, race: Race | None) -> list[range]:
         return [range(draws)]
     ends = [*takewhile(lambda end: end < draws, (2**k for k in count(1))), draws]
     return [range(first, end) for first, end in pairwise([0, *ends])]
-
-
-def _drawn(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, Any], Tensor],
-    batches: Sequence[Any],
-    groups: dict[str, dict[str, nn.Parameter]],
-    sigma: float,
-    draws: range,
-    seed: int,
-    progress: Callable[[list[Any]], Iterable[Any]],
-) -> dict[str, Sides]:
-    states = LayerStates(model)
-    depths = {group: len(layers_below(model, tensors)) for group, tensors in groups.items()}
-    clean: list[Tensor] = []
-    pairs: dict[str, list[Tensor]] = {group: [] for group in groups}
-    for place, group in progress([(place, group) for place in range(len(batches)) for group in groups]):
-        losses = partial(_losses, model, loss_fn, batches[place])
-        if place == len(clean):
-            clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
-        handed = partial(states.run, depths[group], losses)
-        pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, draws, group))
-    return {group: Sides(torch.cat(clean), *torch.cat(found, dim=2)) for group, found in pairs.items()}
 
 
 def _losses(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any) -> Tensor:
