@@ -21,7 +21,7 @@ import holdfast.__main__ as verbs
 from holdfast.runtime import warm
 sys.path.append(sys.argv[1])
 verbs.MODULES |= {"echo": "echo", "broken": "broken"}
-warm.LIBRARIES |= {"echo": ("json",), "broken": ("no_such_library",)}
+warm.LIBRARIES |= {"echo": ("json", "heavy"), "broken": ("no_such_library",)}
 warm.serve(sys.argv[1], int(sys.argv[2]))
 """
 STAGE = """
@@ -30,6 +30,14 @@ def main(arguments):
     print(os.getppid(), os.getcwd(), os.environ["GIVEN"], *arguments, flush=True)
     print(sys.stdin.read(), file=sys.stderr)
     exec(arguments[0])
+"""
+# Takes as long to load as there is a file «slow» beside it, and says when it begins.
+LIBRARY = """
+import pathlib, time
+here = pathlib.Path(__file__)
+here.with_name("loading").touch()
+while here.with_name("slow").exists():
+    time.sleep(0.01)
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GIVEN": "a word"}
 
@@ -45,6 +53,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 def server(tmp_path):
     """The folder of a server that knows two more stages, and what keeps it alive."""
     (tmp_path / "echo.py").write_text(STAGE)
+    (tmp_path / "heavy.py").write_text(LIBRARY)
     folder, (alive, kept) = tmp_path, os.pipe()
     command = [sys.executable, "-c", SERVER, str(folder), str(alive)]
     with subprocess.Popen(command, pass_fds=[alive], env=ENVIRONMENT) as process, os.fdopen(kept, "w") as held:
@@ -110,6 +119,20 @@ def test_a_killed_caller_takes_its_fork_along(server):
     caller.wait()
     caller.stdout.close()
     caller.stderr.close()
+
+
+def test_a_caller_killed_while_libraries_load_has_no_stage(server, tmp_path):
+    (tmp_path / "slow").touch()
+    caller = asked(server[1], "echo", f"time.sleep(1); open({str(tmp_path / 'done')!r}, 'w')")
+    wait_until((tmp_path / "loading").exists)
+    caller.kill()
+    caller.wait()
+    (tmp_path / "slow").unlink()
+    caller.stdout.read()  # ends once nobody holds the stream any more
+    for stream in (caller.stdin, caller.stdout, caller.stderr):
+        stream.close()
+    assert not (tmp_path / "done").exists()
+    assert_it_goes_on(server[1])
 
 
 @pytest.mark.parametrize(("stage", "threads"), [("echo", "2"), ("broken", "1"), ("unheard_of", "1")])

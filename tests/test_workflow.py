@@ -295,25 +295,33 @@ def test_one_deleted_table_is_rebuilt_alone(ran):
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
+def running(ran: Path, stage: str) -> list[int]:
+    """The processes in `ran` that wait for the end of the stage."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_text().split("\0")
+            if words[1:4] == ["-m", "holdfast.runtime.warm", stage] and (process / "cwd").resolve() == ran.resolve():
+                found.append(int(process.name))
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
 def test_killed_stage_then_second_call_gives_the_same_bytes(ran):
     before = digests(ran)
     (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").unlink()
+    evaluation = ran / "results/smoke/tiny/sft/evaluate/zo_selective/s0"
+    first_point = evaluation / "points/00000.parquet"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/tables", *SMOKE]
     with subprocess.Popen(command, cwd=ran, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        pattern = "python -m holdfast.runtime.warm refine @overrides"
-        mine: list[int] = []
-        for _ in range(200):
-            found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
-            mine = [p for p in map(int, found) if Path(f"/proc/{p}/cwd").resolve() == ran.resolve()]
-            mine = [p for p in mine if "bash" not in Path(f"/proc/{p}/comm").read_text()]
-            if mine:
-                break
-            time.sleep(0.05)
-        time.sleep(0.2)  # it takes a second and more
-        for process in mine:
+        while first.poll() is None and not first_point.exists():  # many points follow
+            time.sleep(0.01)
+        for process in running(ran, "evaluate"):
             os.kill(process, signal.SIGKILL)
         assert first.wait(120) != 0
-    assert not (ran / "results/smoke/tiny/sft/refine/zo_selective/s0/metrics.json").exists()
+    assert not (evaluation / "metrics.json").exists()
+    assert first_point.exists()
     assert snakemake(ran, "results/tables", *SMOKE).returncode == 0
     assert digests(ran) == before
 

@@ -151,7 +151,10 @@ def _watched(connection: socket.socket, others: list[int]) -> None:
         for descriptor in others:
             os.close(descriptor)
         ended = os.pidfd_open(stage)
-        connection.send(b"+")
+        try:
+            connection.send(b"+")
+        except OSError:  # gone while the libraries were loaded
+            os.kill(stage, signal.SIGTERM)
         if ended not in select.select([ended, connection.fileno()], [], [])[0]:
             os.kill(stage, signal.SIGTERM)
         code = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])
