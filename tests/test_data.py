@@ -212,6 +212,8 @@ def test_adding_rows_moves_no_prompt_to_another_split(folder):
         (lambda f: None, {"label": None}, "set it to harmful or benign"),
         (lambda f: None, {"where": {"kind": ["a"]}}, "where.kind: no such column; the data have prompt"),
         (lambda f: None, {"where": {"prompt": ["a"]}}, "where.prompt: no row has a; there are How do I"),
+        (lambda f: None, {"matches": {"kind": "a"}}, "matches.kind: no such column; the data have prompt"),
+        (lambda f: None, {"matches": {"prompt": "^x$"}}, r"matches.prompt: no row matches \^x\$"),
         (lambda f: None, {"file": None}, "give either file=… or hub=…"),
         (
             lambda f: None,

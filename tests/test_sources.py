@@ -35,6 +35,14 @@ def test_a_filter_keeps_rows_and_says_how_many_it_left_out(folder):
     assert notes == {"left_out": 3}
 
 
+def test_a_filter_by_a_pattern(folder):
+    frame, notes = read("mine", source(where={"kind": ["text"]}, matches={"about": "^$"}), str(folder))
+    assert list(frame["prompt"]) == PROMPTS[::2]
+    frame, notes = read("mine", source(matches={"about": r"(?i)\bSTORY\b"}), str(folder))
+    assert list(frame["prompt"]) == PROMPTS[1::2]
+    assert notes == {"left_out": 3}
+
+
 def test_a_filter_on_truth_values(tmp_path):
     pd.DataFrame({"prompt": PROMPTS, "is_safe": [True, False] * 3}).to_parquet(tmp_path / "x.parquet")
     where = composed(["data=local", "source=[beavertails]"]).data.sources["beavertails"].where
@@ -220,6 +228,7 @@ def test_sources_compose_are_pinned_and_listed(name):
         ("data.responses=own", "data.responses=own: choose one of stand_in, self"),
         ("+data.sources.harmful.labels.a=bad", "labels.a=bad: choose one of harmful, benign"),
         ("+data.sources.harmful.where.kind=[]", "where.kind: the list is empty"),
+        ("+data.sources.harmful.matches.kind='(a'", "matches.kind=[(]a: .* is no regular expression"),
         ("data.sources.harmful.columns.rejected=bad", "give the preferred answer too, as columns.response"),
         ("data=world", r"source=\[harmful\] is not for data=world; add data=local"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from holdfast.datasets.answers import shortened
@@ -36,6 +37,7 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
     """
     if not data["sources"]:
         raise UserError("data.sources: none is given; choose some with source=[…]")
+    _check_files(data["sources"], data["dir"] or ".")
     rows: Rows = []
     report: dict[str, Any] = {}
     for name, source in data["sources"].items():
@@ -51,6 +53,17 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
     _check_present(unique, near=len(gone) if data["near_duplicates"] else 0)
     corpus = _pretraining([r for r in unique if r["split"] == "train"], data["pretrain_rows"], openings, data["seed"])
     return corpus + unique, report
+
+
+def _check_files(sources: dict[str, Any], folder: str) -> None:
+    """All that lack are named at once, for somebody who will fetch them."""
+    files = [Path(folder, one["file"]) for one in sources.values() if one["file"] and "://" not in one["file"]]
+    lacking = ", ".join(str(path) for path in files if not path.is_file())
+    if lacking:
+        raise UserError(
+            f"data.sources: no file {lacking}; put what lacks there, or say where it is: data.dir=… (HOLDFAST_DATA=… "
+            "where data.dir comes from it), or data.sources.<name>.file=…"
+        )
 
 
 def _check_present(rows: Rows, near: int) -> None:

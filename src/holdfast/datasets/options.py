@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -123,6 +124,17 @@ def _shares(splits: dict[str, float]) -> dict[str, float]:
 Splits = Annotated[dict[str, float], AfterValidator(_shares)]
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
 class LabelSplits(Options):
     """Shares for the rows of one label, in the place of the source's `splits`."""
 
@@ -147,6 +159,9 @@ class Source(Options):
         default_factory=dict, description="value of the label column -> harmful | benign"
     )
     where: dict[str, Some[str]] = Field(default_factory=dict, description="column -> the values whose rows are kept")
+    matches: dict[str, Pattern] = Field(
+        default_factory=dict, description="column -> a regular expression that occurs in the rows that are kept"
+    )
     splits: Splits = Field(description="split -> share of the rows")
     label_splits: LabelSplits = LabelSplits()
     max_rows: Count | None = Field(default=None, description="a sample of so many rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
     """Columns prompt, turns (before it, as JSON), response, rejected ("" where there is none), label, category, group
     and row, the number that the data give it; and notes on the source.
 
-    That is `left_out`, how many rows `where` and `columns.pair.required` left out, and for a data set of the Hub the
-    `revision` it came from.
+    That is `left_out`, how many rows `where`, `matches` and `columns.pair.required` left out, and for a data set of
+    the Hub the `revision` it came from.
     """
     frame, notes = _raw(name, source, folder)
     if frame.empty:
@@ -35,8 +36,8 @@ def read(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
     if columns["prompt"] not in frame.columns and MESSAGES in frame.columns:
         frame = frame.rename(columns={MESSAGES: columns["prompt"]})
     _check_columns(name, source, frame)
-    kept, responses, rejected = _answered(name, columns, _where(name, source["where"], frame))
-    if source["where"] or (columns["pair"] and columns["pair"]["required"]):
+    kept, responses, rejected = _answered(name, columns, _where(name, source, frame))
+    if source["where"] or source["matches"] or (columns["pair"] and columns["pair"]["required"]):
         notes["left_out"] = len(frame) - len(kept)
     chats = _chats(name, kept, columns["prompt"])
     prompts = chats["prompt"]
@@ -89,8 +90,6 @@ def _raw(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
         return parsed(file, _downloaded(name, file)), {}
     if file:
         path = Path(folder or ".", file)
-        if not path.is_file():
-            raise UserError(f"data.sources.{name}: no file {path}; set data.dir=… or data.sources.{name}.file=…")
         return parsed(str(path), path), {}
     if source["hub"]:
         return _from_hub(name, source)
@@ -153,17 +152,22 @@ def _asked(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for role, columns in (source["columns"]["pair"] or {}).items():
         for column in [columns] if isinstance(columns, str) else columns or ():
             yield f"columns.pair.{role}={column}", column
-    for column in source["where"]:
-        yield f"where.{column}", column
+    for rule in ("where", "matches"):
+        for column in source[rule]:
+            yield f"{rule}.{column}", column
 
 
-def _where(name: str, where: dict[str, list[str]], frame: pd.DataFrame) -> pd.DataFrame:
-    for column, values in where.items():
+def _where(name: str, source: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    for column, values in source["where"].items():
         present = frame[column].astype(str)
         if absent := sorted(set(values) - set(present)):
             have = ", ".join(sorted(set(present))[:8])
             raise UserError(f"data.sources.{name}.where.{column}: no row has {', '.join(absent)}; there are {have}")
         frame = frame[present.isin(values)]
+    for column, pattern in source["matches"].items():
+        frame = frame[[re.search(pattern, text) is not None for text in frame[column].astype(str)]]
+        if frame.empty:
+            raise UserError(f"data.sources.{name}.matches.{column}: no row matches {pattern}")
     return frame
 
 

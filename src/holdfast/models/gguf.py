@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from holdfast.errors import UserError
@@ -45,8 +47,9 @@ def _convert(path: Path, folder: Path) -> None:
 
     given = {"gguf_file": path.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **given)
-        read = AutoModelForCausalLM.from_pretrained(path.parent, dtype="float32", **given)
+        with redirect_stderr(io.StringIO()):  # a bar of progress, which a log would hold line by line
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **given)
+            read = AutoModelForCausalLM.from_pretrained(path.parent, dtype="float32", **given)
     except Exception as error:  # gguf and transformers each raise their own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: transformers cannot read this GGUF file ({reason})") from None
