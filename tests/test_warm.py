@@ -21,7 +21,7 @@ import holdfast.__main__ as verbs
 from holdfast.runtime import warm
 sys.path.append(sys.argv[1])
 verbs.MODULES |= {"echo": "echo", "broken": "broken"}
-warm.LIBRARIES |= {"echo": ("json", "heavy"), "broken": ("no_such_library",)}
+warm.LIBRARIES |= {"echo": ("torch", "heavy"), "broken": ("no_such_library",)}
 warm.serve(sys.argv[1], int(sys.argv[2]))
 """
 STAGE = """
@@ -135,9 +135,22 @@ def test_a_caller_killed_while_libraries_load_has_no_stage(server, tmp_path):
     assert_it_goes_on(server[1])
 
 
-@pytest.mark.parametrize(("stage", "threads"), [("echo", "2"), ("broken", "1"), ("unheard_of", "1")])
-def test_what_the_server_cannot_be_is_a_process_of_its_own(server, stage, threads):
-    caller = asked(server[1], stage, threads=threads)
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_fork_has_the_callers_number_of_threads(server, threads):
+    says = "import torch; print(torch.get_num_threads()); a = torch.randn(999, 99, generator=torch.manual_seed(0)); "
+    says += "print((a.T @ a).sum().item())"
+    caller = asked(server[1], "echo", says, threads=threads)
+    forked = caller.communicate("")[0].splitlines()[-2:]
+    plain = subprocess.run(
+        [sys.executable, "-c", says], env=ENVIRONMENT | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True
+    )
+    assert forked == plain.stdout.splitlines()
+    assert forked[0] == threads
+
+
+@pytest.mark.parametrize("stage", ["broken", "unheard_of"])
+def test_what_the_server_cannot_be_is_a_process_of_its_own(server, stage):
+    caller = asked(server[1], stage)
     assert f"holdfast {stage}: {stage}: no such verb" in caller.communicate()[1]
     assert_it_goes_on(server[1])
 

@@ -8,6 +8,7 @@ rule answer:
         metrics=flow.layout.answer("{model}") / "metrics.json",
     log:
         flow.layout.answer("{model}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

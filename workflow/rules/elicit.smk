@@ -8,6 +8,7 @@ rule elicit:
         metrics=flow.layout.elicit("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
         flow.layout.elicit("{model}", "{recipe}", "{seed}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

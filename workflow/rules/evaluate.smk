@@ -10,6 +10,7 @@ rule evaluate:
         metrics=flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.evaluate("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

@@ -9,6 +9,7 @@ rule judge:
         metrics=flow.layout.by("{judge}").judged("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.by("{judge}").judged("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

@@ -11,6 +11,7 @@ rule probe:
         metrics=flow.layout.probe("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
         flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

@@ -8,6 +8,7 @@ rule refine:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
+    threads: lambda w: flow.threads(w.model)
     resources:
         gpu=lambda w: flow.gpus(w.model),
     params:

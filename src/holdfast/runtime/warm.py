@@ -3,9 +3,8 @@
 Snakemake starts every stage as a process of its own, and a third of a tiny model's stage goes into importing torch and
 transformers. `start` leaves a server behind, for as long as the process that called it lives. Called as
 `python -m holdfast.runtime.warm <stage> <overrides>`, this module asks the server for a fork with its own arguments,
-environment, folder and streams. It ends with the fork's exit status, and takes the fork along if it is killed. Where
-no server answers, or one that loaded its libraries for another Python or another number of threads, it becomes
-`holdfast <stage> <overrides>` itself.
+environment, folder, streams and number of threads. It ends with the fork's exit status, and takes the fork along if it
+is killed. Where no server answers, or one of another Python, it becomes `holdfast <stage> <overrides>` itself.
 """
 
 from __future__ import annotations
@@ -57,12 +56,7 @@ class Request(NamedTuple):
     arguments: list[str]
     folder: str
     environment: dict[str, str]
-    kind: list[str | None]
-
-
-def kind() -> list[str | None]:
-    """What cannot change once libraries are loaded: their environment, and the number of threads."""
-    return [sys.prefix, os.environ.get("OMP_NUM_THREADS")]
+    python: str
 
 
 def start() -> None:
@@ -110,7 +104,7 @@ def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
             streams = socket.recv_fds(connection, 1, 3)[1]
             with connection.makefile("rb") as lines:
                 request = Request(*json.loads(lines.readline()))
-            wanted = request.kind == kind() and _loaded(request.stage)
+            wanted = request.python == sys.prefix and _loaded(request.stage)
             if wanted and os.fork() == 0:
                 _watched(connection, [*streams, server.fileno()])
                 return request, streams
@@ -180,12 +174,14 @@ def _become(request: Request, streams: list[int]) -> None:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     gc.enable()
+    if "torch" in sys.modules:  # which read the server's environment
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     importlib.import_module("holdfast.__main__").main([request.stage, *request.arguments])
 
 
 def main(stage: str, *arguments: str) -> None:
     """Run the stage in a fork of the server, or else in this process."""
-    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), kind())
+    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), sys.prefix)
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(os.environ.get(ADDRESS, ""))

@@ -108,6 +108,9 @@ class Model(Options):
     )
     device_map: str | None = Field(default=None, description="over several GPUs: auto, balanced; null: one device")
     gpus: Count = Field(default=1, description="cards of a job, over which device_map spreads the model")
+    threads: Count | None = Field(
+        default=None, description="of a job on a CPU; null: all cores. The last bits of sums depend on it"
+    )
     chat_template: str | None = Field(
         default=None, description="a file below conf/, or Jinja; for a tokenizer that has none of its own"
     )

@@ -70,6 +70,12 @@ class Workflow:
         """How many of the pool's cards a job takes."""
         return self._composed(model=model).model.gpus if self.on_gpu else 0
 
+    def threads(self, model: str) -> int:
+        """Of a job. A card's host needs no more than one."""
+        if self.on_gpu:
+            return 1
+        return self._composed(model=model).model.threads or os.cpu_count() or 1
+
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
         """The composed values that a stage reads with these `model`, `align`, `method` and `judge`: its rule's
         `params`, so that a changed value re-runs it."""
