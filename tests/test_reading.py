@@ -85,6 +85,32 @@ def test_rows_and_order_change_nothing(llama, sizes, rows):
             assert torch.allclose(x, z, atol=1e-4)
 
 
+@pytest.mark.parametrize("begun", [(), BEGUN], ids=["apart", "shared"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_short_rows_do_not_attend_over_the_length_of_a_long_one(tokenizer, monkeypatch, kind, begun):
+    work = []
+
+    def noted(model, packing, kept):
+        (n, t), longest = packing.size, int(packing.positions.max()) + 1
+        apart = sum((rows.stop - rows.start) * queries * keys for rows, queries, keys in packing.parts)
+        work.append((apart or n * t * longest) / (n * t * longest))
+        return run(model, packing, kept)
+
+    model = random_model(tokenizer, kind)
+    requests = [
+        Request([*begun, *(5 + (k * j) % 90 for j in range(1, n + 1))], [[9, 8, 7], [6]] if k % 3 else [], k != 4)
+        for k, n in enumerate([2, 70, *[3, 5, 4, 2] * 5])
+    ]
+    one = reader(model, 1).replies(requests)
+    monkeypatch.setattr(reading, "run", noted)
+    many = reader(model, 22).replies(requests)
+    assert max(work) < 0.5
+    for a, b in zip(one, many, strict=True):
+        assert (a.tokens, a.ended) == (b.tokens, b.ended)
+        for x, y in zip(a.branches, b.branches, strict=True):
+            assert torch.allclose(x, y, atol=1e-4)
+
+
 def test_every_token_is_run_once(llama, monkeypatch):
     """What all prompts begin with once for all; of a branch and an answer all but the last."""
     tokens = []

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 NAME = "holdfast"
+LEAST = 4
 Branches = Sequence[list[int]]
 
 
@@ -28,6 +29,14 @@ class Keys(Protocol):
     def joined(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(n, heads, t, width) of the packing's own -> of all that its queries may see."""
         ...
+
+
+class Part(NamedTuple):
+    """Rows of a grid, and how many of its queries and of the keys they have at most."""
+
+    rows: slice
+    queries: int
+    keys: int
 
 
 @dataclass
@@ -45,6 +54,7 @@ class Packing:
     # (window or None, whether it must be written out) -> (n, 1, t, all keys), or None where tokens see all before them
     sees: Callable[[int | None, bool], Tensor | None]
     keys: Keys | None = None
+    parts: list[Part] = field(default_factory=list)  # rows that attend apart from others; none: all together
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
     def mask(self, window: int | None, like: Tensor, written: bool) -> Tensor | None:
@@ -93,6 +103,21 @@ def attention(
     if packing.keys is not None:
         k, v = packing.keys.joined(module.layer_idx, k, v)
     mask = packing.mask(sliding_window, q, written=softcap is not None)
+    if not packing.parts:
+        out = _attended(q, k, v, mask, scaling, softcap)
+    else:
+        out = q.new_zeros(*q.shape[:3], v.shape[3])
+        for rows, queries, keys in packing.parts:
+            seen = mask if mask is None else mask[rows, :, :queries, :keys]
+            part = q[rows, :, :queries], k[rows, :, :keys], v[rows, :, :keys]
+            out[rows, :, :queries] = _attended(*part, seen, scaling, softcap)
+    return packing.flat(out.transpose(1, 2)), None
+
+
+def _attended(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """(n, heads, t, width)."""
     groups, (n, heads, t, width) = q.shape[1] // k.shape[1], q.shape
     grouped = groups > 1 and softcap is None and (mask is None or q.device.type == "cpu")  # by torch's kernel itself
     if t == 1 and not grouped:  # all queries of a head of keys see the same
@@ -107,7 +132,21 @@ def attention(
         scores = (scores / softcap).tanh() * softcap
         assert mask is not None
         out = (scores + mask).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
-    return packing.flat(out.reshape(n, heads, t, -1).transpose(1, 2)), None
+    return out.reshape(n, heads, t, -1)
+
+
+def parted(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> list[Part]:
+    """Rows one after another, `LEAST` at least, that have about as many keys, where this saves half of the work and
+    more; of a GPU more kernels would cost more. `queries` and `keys`: of each row."""
+    found: list[Part] = []
+    first = 0
+    for row in range(1, len(keys) + 1) if device.type == "cpu" else ():
+        some = keys[first : row + 1]
+        if row == len(keys) or (row - first >= LEAST and max(some) > 2 * min(some)):
+            found.append(Part(slice(first, row), max(queries[first:row]), max(keys[first:row])))
+            first = row
+    work = sum((one.rows.stop - one.rows.start) * one.queries * one.keys for one in found)
+    return found if 2 * work < len(keys) * max(queries) * max(keys) else []
 
 
 AttentionInterface.register(NAME, attention)
@@ -192,5 +231,7 @@ def packed(
             seen = seen & (at[:, :, None] - keys[:, None] < window)
         return seen[:, None]
 
+    each = [sum(max(len(tokens) - 1, 0) for tokens in branches) + len(prompt) - prefix for prompt, branches in rows]
+    apart = parted(each, [prefix + own for own in each], device)
     prompts = torch.tensor([(hashed(prompt), len(prompt)) for prompt, _ in rows], device=device)
-    return Packing(flat[0], flat[1], places, columns, (n, t), prompts[:, 0], prompts[:, 1], sees, keys)
+    return Packing(flat[0], flat[1], places, columns, (n, t), prompts[:, 0], prompts[:, 1], sees, keys, apart)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from holdfast.models.packing import Branches, Packing, packed, run, states
+from holdfast.models.packing import Branches, Packing, packed, parted, run, states
 from holdfast.models.targets import Targets
 from holdfast.runtime.memory import Parts
 
@@ -197,7 +197,7 @@ class _Pool:
         grown = _Grown(self, places, positions, width)
         packing = Packing(
             self.last[:n], positions, places, torch.zeros_like(places), (n, 1), self.prompts[:n],
-            self.read_tokens[:n], sees, grown,
+            self.read_tokens[:n], sees, grown, parted([1] * n, [length + 1 for length in self.lengths], device),
         )  # fmt: skip
         self.last[:n] = self._next(run(reader.model, packing, places), self.draws)
         self.lengths = [length + 1 for length in self.lengths]
