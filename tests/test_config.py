@@ -45,7 +45,7 @@ BAD = [
     ("evaluate", ["perturb.weight_noise.levels=[-0.1]"], "perturb.weight_noise.levels"),
     ("evaluate", ["perturb=[typo]"], "perturb=typo: no such choice"),
     ("refine", ["results=nowhere"], "nowhere/tiny/data/metrics.json: no such file"),
-    ("data", ["data=local", "data.dir=nowhere"], "no file nowhere/harmful.csv"),
+    ("data", ["data=local", "data.dir=nowhere"], "no file nowhere/harmful.csv, nowhere/benign.csv; put them there"),
 ]
 
 

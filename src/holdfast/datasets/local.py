@@ -58,11 +58,11 @@ def build(data: dict[str, Any], openings: Openings) -> tuple[Rows, dict[str, Any
 def _check_files(sources: dict[str, Any], folder: str) -> None:
     """All that lack are named at once, for somebody who will fetch them."""
     files = [Path(folder, one["file"]) for one in sources.values() if one["file"] and "://" not in one["file"]]
-    lacking = ", ".join(str(path) for path in files if not path.is_file())
-    if lacking:
+    lacking = [str(path) for path in files if not path.is_file()]
+    if len(lacking) > 1:  # of a single one its source tells
         raise UserError(
-            f"data.sources: no file {lacking}; put what lacks there, or say where it is: data.dir=… (HOLDFAST_DATA=… "
-            "where data.dir comes from it), or data.sources.<name>.file=…"
+            f"data.sources: no file {', '.join(lacking)}; put them there, or say where they are: data.dir=… "
+            "(HOLDFAST_DATA=… where data.dir comes from it), or data.sources.<name>.file=…"
         )
 
 

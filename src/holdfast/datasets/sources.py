@@ -90,6 +90,8 @@ def _raw(name: str, source: dict[str, Any], folder: str | None) -> tuple[pd.Data
         return parsed(file, _downloaded(name, file)), {}
     if file:
         path = Path(folder or ".", file)
+        if not path.is_file():
+            raise UserError(f"data.sources.{name}: no file {path}; set data.dir=… or data.sources.{name}.file=…")
         return parsed(str(path), path), {}
     if source["hub"]:
         return _from_hub(name, source)
