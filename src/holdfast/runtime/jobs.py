@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -52,7 +55,11 @@ class Job:
 
     def run(self) -> None:
         """Have Hydra compose the configurations and call this for each."""
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(self)()
+        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(self)
+        if self.outcomes:
+            return main()
+        with _known_mode():
+            main()
 
     def sweep(self) -> None:
         """Raises `UserError` at the end where jobs failed."""
@@ -71,6 +78,17 @@ class Job:
         assert self.outcomes
         files = sorted(self.outcomes.glob("*.json"), key=lambda path: int(path.stem))
         return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+
+
+@contextmanager
+def _known_mode() -> Iterator[None]:
+    """Hydra composes the whole configuration a first time only to read `hydra.mode`. That a run is single is known."""
+    own = Hydra.get_mode
+    Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = own  # type: ignore[method-assign]
 
 
 def _failed(jobs: list[dict[str, Any]]) -> str | None:
