@@ -138,9 +138,11 @@ def _attended(
 def parted(queries: Sequence[int], keys: Sequence[int], device: torch.device) -> list[Part]:
     """Rows one after another, `LEAST` at least, that have about as many keys, where this saves half of the work and
     more; of a GPU more kernels would cost more. `queries` and `keys`: of each row."""
+    if device.type != "cpu" or max(keys) <= 2 * min(keys):
+        return []
     found: list[Part] = []
     first = 0
-    for row in range(1, len(keys) + 1) if device.type == "cpu" else ():
+    for row in range(1, len(keys) + 1):
         some = keys[first : row + 1]
         if row == len(keys) or (row - first >= LEAST and max(some) > 2 * min(some)):
             found.append(Part(slice(first, row), max(queries[first:row]), max(keys[first:row])))

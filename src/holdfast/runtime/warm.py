@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from typing import NamedTuple
 
 ADDRESS = "HOLDFAST_WARM"
@@ -145,10 +146,8 @@ def _watched(connection: socket.socket, others: list[int]) -> None:
         for descriptor in others:
             os.close(descriptor)
         ended = os.pidfd_open(stage)
-        try:
+        with suppress(OSError):  # a caller that left while the libraries were loaded: what follows sees its end
             connection.send(b"+")
-        except OSError:  # gone while the libraries were loaded
-            os.kill(stage, signal.SIGTERM)
         if ended not in select.select([ended, connection.fileno()], [], [])[0]:
             os.kill(stage, signal.SIGTERM)
         code = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])

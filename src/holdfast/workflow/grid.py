@@ -72,9 +72,7 @@ class Workflow:
 
     def threads(self, model: str) -> int:
         """Of a job. A card's host needs no more than one."""
-        if self.on_gpu:
-            return 1
-        return self._composed(model=model).model.threads or os.cpu_count() or 1
+        return 1 if self.on_gpu else self._composed(model=model).model.threads or os.cpu_count() or 1
 
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
         """The composed values that a stage reads with these `model`, `align`, `method` and `judge`: its rule's
