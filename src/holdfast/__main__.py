@@ -20,7 +20,7 @@ MEASURE = "holdfast.commands.evaluate"  # what `evaluate` is for a model of one'
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; a `UserError` ends it with one line and exit status 1."""
+    """Run one verb; a `UserError` ends it with one line and its exit status."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if verb in ("-h", "--help"):
@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.exit(f"holdfast {verb}: {error.name} is not installed; pip install 'holdfast[study]'")
     except UserError as error:
-        sys.exit(f"holdfast {verb}: {error}")
+        print(f"holdfast {verb}: {error}", file=sys.stderr)
+        sys.exit(error.status)
     if said:
         _print(said)
 

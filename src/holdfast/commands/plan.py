@@ -203,21 +203,22 @@ def _table(cfg: Config, planned: list[Job]) -> str:
     rows: list[dict[str, Any]] = []
     for job in planned:
         row = {"model": job.model, "stage": job.stage, "": job.name, "runs": job.runs, "peak GiB": job.peak / GIB}
-        row |= {f"fits {g:.3g} GiB": "yes" if _fits(job, g) else "NO" for g in memories(cfg)}
+        row |= {f"fits {g:.3g} GiB": "yes" if fits(job, g) else "NO" for g in memories(cfg)}
         row |= {"disk GiB": job.disk / GIB, "forwards": round(job.demand.forwards)}
         rows.append(row | {"sequences": round(job.demand.sequences), "time": clock(job.seconds)})
     models = {job.model: job for job in planned}
     # Each model is kept once more as it came.
     total = sum(job.runs * job.disk for job in planned) + sum(job.case.shape.bytes for job in models.values())
     last = {"model": "all runs", "runs": sum(job.runs for job in planned), "disk GiB": total / GIB}
-    last |= {f"fits {g:.3g} GiB": "yes" if all(_fits(j, g) for j in planned) else "NO" for g in memories(cfg)}
+    last |= {f"fits {g:.3g} GiB": "yes" if all(fits(j, g) for j in planned) else "NO" for g in memories(cfg)}
     last |= {"peak GiB": max(job.peak for job in planned) / GIB}
     last |= {key: round(sum(j.runs * getattr(j.demand, key) for j in planned)) for key in ("forwards", "sequences")}
     rows.append(last | {"time": clock(sum(job.runs * job.seconds for job in planned))})
     return tabulate(rows, headers="keys", floatfmt=".1f", intfmt=",")
 
 
-def _fits(job: Job, gib: float) -> bool:
+def fits(job: Job, gib: float) -> bool:
+    """Whether the job's peak leaves what a memory of so many GiB needs for itself."""
     return job.peak <= USABLE * gib * GIB
 
 
@@ -230,7 +231,7 @@ def _advice(cfg: Config, planned: list[Job]) -> str:
         + remedy(job.stage, job.case, USABLE * gib * GIB - job.beside)
         for job in planned
         for gib in memories(cfg)
-        if not _fits(job, gib)
+        if not fits(job, gib)
     ]
     return "\n".join(lines) or "everything fits"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.datasets.tokens import fitting, prompts_ids, response_ids
+from holdfast.errors import UserError
 from holdfast.methods.losses import LossFn, Reads, log_ratio, reads
 from holdfast.models.likelihood import Told
 
@@ -92,6 +93,18 @@ class Batches:
         halves = {"harmful": size // 2, "benign": size - size // 2}
         while True:
             yield self.encode([e for label, n in halves.items() for e in rng.choices(self.examples[label], k=n)])
+
+    def set_aside(self, share: float, size: int) -> list[Batch]:
+        """Take a share of each label's examples out of what streams draw from, the last ones, as batches of `size`
+        rows. Raises `UserError` where one would be left without."""
+        held = {}
+        for label, found in self.examples.items():
+            count = max(1, round(share * len(found)))
+            if count >= len(found):
+                raise UserError(f"{len(found)} {label} training prompts are too few to set some aside; give more")
+            self.examples[label], held[label] = found[:-count], found[-count:]
+        everything = [*held["harmful"], *held["benign"]]
+        return [self.encode(everything[start : start + size]) for start in range(0, len(everything), size)]
 
     def encode(self, examples: list[Example]) -> Batch:
         texts: dict[Reads, Callable[[Example], list[list[int]]]] = {

@@ -88,7 +88,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss at each step, and the cost in forward-equivalents of one batch (a backward counts as two)."""
+    """Loss at each step, the cost in forward-equivalents of one batch (a backward counts as two), and what else the
+    method has to tell, as JSON values by name."""
 
     losses: list[float]
     forwards: int
+    told: dict[str, Any] = field(default_factory=dict)

@@ -5,35 +5,45 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from holdfast.settings.options import Config
-from holdfast.settings.paths import Layout
 
 CARD = """---
 {front}---
 # {name}, hardened with {method}
 
-Refined by holdfast ([the method](https://arxiv.org/abs/2605.29396)) so that its safety alignment withstands noise
-and quantization better than that of `{given}`. Whether it does is measured below, before ({reference}) and after
-({method}).
+Refined by holdfast ([the paper that it implements](https://arxiv.org/abs/2605.29396)) so that its safety alignment
+withstands {deployment} better than that of `{given}`.
 
-- layers: {layers}; {steps} steps of {queries} queries, μ = {mu:g} of each matrix's rms, loss `{loss}`
-- {forwards:,} forward-equivalents of a batch of {batch}{trajectory}
+## Measured before and after
+
+{measured}
+All families, before ({reference}) and after ({method}):
+
+{table}
+## How it was made
+
+- {how}, loss `{loss}`, {layers}
+- {forwards:,} forward-equivalents of a batch of {batch} prompts; {seconds:.0f} s
+- {again}
 - tensors: {tensors}
 - configuration and tokenizer: {files}
 
-{table}
 ## What this does not say
 
 The prompts were those of `{sources}`; other harm, other languages and other attacks were not measured. What the base
 model answered undisturbed, this one answers too. The licence of the base model applies.
 """
-TRAJECTORY = """
-- `trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
+TRAJECTORY = """`trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
   `holdfast replay base={given} trajectory=trajectory.jsonl out=replayed`"""
+TOLD = ("lr", "sigma", "mu", "queries")  # of a method's options
+AGAIN = """the same command gives the same weights, bitwise, of the same prompts, on the same processor, with as many
+  threads and these versions: torch {torch}, transformers {transformers}"""
 
 
 @dataclass(frozen=True)
@@ -44,32 +54,56 @@ class Said:
     files: str
 
 
-def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, log: bool) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """What a card says of the measurement, in Markdown: of the deployment, its name and the numbers; of all families,
+    a table."""
+
+    deployment: str
+    numbers: str
+    table: str
+
+
+def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, shown: Shown) -> str:
     """The text of README.md; `said` is what was written."""
-    spent = json.loads((refined / "metrics.json").read_text(encoding="utf-8"))
-    layout, r = Layout.of(cfg), cfg.refine
+    spent, timing = (json.loads((refined / f"{name}.json").read_text("utf-8")) for name in ("metrics", "timing"))
     own = OmegaConf.load(refined / "config.yaml").method  # as it was refined
-    table = (layout.tables / "main.md").read_text(encoding="utf-8")
     method = refined.parent.name
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    log = (refined / "trajectory.jsonl").exists()
     return CARD.format(
         front=_front(base, given),
         name=given.rstrip("/").rpartition("/")[2],
         method=method,
         given=given,
+        deployment=shown.deployment,
+        measured=shown.numbers,
+        table=shown.table,
         reference=cfg.study.reference,
-        layers=", ".join(spent["layers"]),
-        steps=len(spent["loss"]),
-        queries=own.get("queries", r.queries),
-        mu=own.get("mu", r.mu),
-        loss=r.loss,
+        how=_how(own, spent),
+        layers=_layers(spent["layers"]),
+        loss=cfg.refine.loss,
         forwards=spent["forwards"],
-        batch=r.batch_size,
-        trajectory=TRAJECTORY.format(given=given) if log else "",
+        batch=cfg.refine.batch_size,
+        seconds=timing["method_seconds"],
+        again=TRAJECTORY.format(given=given) if log else AGAIN.format(**versions),
         tensors=said.tensors,
         files=said.files,
-        table=table,
         sources="`, `".join(cfg.data.sources) or cfg.data.kind,
     )
+
+
+def _how(method: Any, spent: dict[str, Any]) -> str:
+    """The method with its own numbers."""
+    numbers = {key: value for key, value in method.items() if key in TOLD} | {
+        key: spent[key] for key in ("strength",) if key in spent
+    }
+    told = ", ".join(f"{key} = {value:g}" for key, value in numbers.items())
+    return f"`{method.kind}`, {len(spent['loss'])} steps, {told}"
+
+
+def _layers(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} layers"
 
 
 def _front(base: Path, given: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import UserError
-from holdfast.models.card import Said, card
+from holdfast.models.card import Said, Shown, card
 from holdfast.models.checkpoints import INDEX, WEIGHTS, dtype_of, mapping, shards, tensors
 from holdfast.runtime.files import write_text
 from holdfast.settings.options import Config
@@ -23,8 +23,9 @@ FORM = [
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def package(refined: Path, base: Path, given: str, cfg: Config, out: Path) -> None:
-    """Write `out`, whole or not at all, from the run folder of a refinement; `given` is how the user named `base`.
+def package(refined: Path, base: Path, given: str, cfg: Config, shown: Shown, out: Path) -> None:
+    """Write `out`, whole or not at all, from the run folder of a refinement; `given` is how the user named `base`, and
+    `shown` what the card says was measured.
 
     Raises `UserError` as `dressed` does, and where the refined model has another type, if `model.dtype` is auto.
     """
@@ -40,7 +41,7 @@ def package(refined: Path, base: Path, given: str, cfg: Config, out: Path) -> No
     log = refined / "trajectory.jsonl"
     if log.exists():
         shutil.copy2(log, temporary)
-    write_text(temporary / "README.md", card(refined, base, given, cfg, said, log.exists()))
+    write_text(temporary / "README.md", card(refined, base, given, cfg, said, shown))
     if out.is_dir():
         out.rmdir()
     os.replace(temporary, out)

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.methods.controls import Extrapolate, SignShuffled
 from holdfast.methods.first_order import NoiseStability, Smoothed
+from holdfast.methods.line_search import LineSearch
 from holdfast.methods.method import PASS
 from holdfast.methods.zeroth_order import Subspace, TwoPoint
 from holdfast.planning import memory, work
@@ -188,8 +189,18 @@ def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     peak = s.bytes + kept + max(running, update)
     times = steps * m.passes // PASS
     write = (FLOAT + s.width) * chosen * (2 if isinstance(m, Smoothed | NoiseStability) else 1)
+    tried = _tried(case, m) if isinstance(m, LineSearch) else 0
     passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
-    return Demand(peak, PASS * times, PASS * times * usual.rows * case.texts.copies(r.loss), passes)
+    passes.append(work.forward(s, usual, tried))
+    forwards = PASS * times + tried
+    return Demand(peak, forwards, forwards * usual.rows * case.texts.copies(r.loss), passes)
+
+
+def _tried(case: Case, m: LineSearch) -> int:
+    """Forwards of a batch by which a strength is chosen, if the model answers all that it is asked."""
+    examples = 2 * case.cfg.elicit.prompts or len(case.texts.train)
+    batches = math.ceil(m.set_aside * examples / case.cfg.refine.batch_size)
+    return (1 + len(m.strengths)) * 2 * m.draws * batches
 
 
 def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:

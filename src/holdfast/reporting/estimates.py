@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 
 from holdfast.reporting.setting import Setting
 from holdfast.statistics import intervals
@@ -66,8 +67,9 @@ def limit(setting: Setting, metric: str) -> float:
 
 def judged_points(metrics: Metrics, setting: Setting, model: str) -> dict[str, Judged | None]:
     """Family of the claims -> where it is judged for a model and recipe: at the level that the claims give, or the
-    mildest at which the reference's ASR on the tuning split reaches `headline_asr`, else where that is highest. None
-    where the study lacks it."""
+    mildest at which the reference's ASR on the tuning split reaches `headline_asr`, else where that is highest. At a
+    given level that no tuning prompt was asked at, nothing says that the reference holds. None where the study lacks
+    the family."""
     found: dict[str, Judged | None] = {}
     for family, wanted in setting.families.items():
         levels = {
@@ -75,7 +77,8 @@ def judged_points(metrics: Metrics, setting: Setting, model: str) -> dict[str, J
             for point, measured in metrics.items()
             if point[:3] == (model, setting.reference, wanted.perturbation) and wanted.level in (None, point.level)
         }
-        enough = {at: asr for at, asr in levels.items() if asr >= setting.headline_asr}
+        given = wanted.level is not None
+        enough = {at: asr for at, asr in levels.items() if asr >= setting.headline_asr or (given and isnan(asr))}
         if enough:
             found[family] = Judged(min(enough, key=enough.__getitem__), True)
         else:

@@ -24,7 +24,16 @@ def cards() -> list[str]:
         return [name for name in os.environ[VISIBLE].split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
-    asked = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    return _asked("uuid")
+
+
+def card_gib() -> list[float]:
+    """The memory of each card of this machine, in GiB; none where `CUDA_VISIBLE_DEVICES` hides all."""
+    return [float(mib) / 1024 for mib in _asked("memory.total")] if cards() else []
+
+
+def _asked(what: str) -> list[str]:
+    asked = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False)
     return found.stdout.split() if found.returncode == 0 else []
 

@@ -38,6 +38,7 @@ def ready() -> None:
     for group in OUTSIDE:
         ConfigStore.instance().store(NO_FILE, {group: {}}, group=group, package="_global_")
     OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
 
 
 def fresh(path: str) -> str:

@@ -32,13 +32,14 @@ class Refined:
     forwards: int
     sequences: int
     timing: dict[str, float]
+    told: dict[str, Any]
 
 
 def run(run: Run) -> None:
     done = refined(run)
     models.save(done.model, done.tokenizer, run.out)
     keys = ("layers", "stability", "losses", "forwards", "sequences")
-    metrics = {key.replace("losses", "loss"): getattr(done, key) for key in keys}
+    metrics = {key.replace("losses", "loss"): getattr(done, key) for key in keys} | done.told
     on = ", ".join(done.layers)
     if done.stability is not None:
         on += f" (chosen again in {done.stability:.0%} of the probe's redraws)"
@@ -82,7 +83,7 @@ def refined(run: Run) -> Refined:
     forwards = outcome.forwards + reference
     timing = {"method_seconds": time.perf_counter() - started, "method_peak_mib": peak.mib}
     sequences = forwards * settings.batch_size * batches.sequences
-    return Refined(model, tokenizer, layers, stability, outcome.losses, forwards, sequences, timing)
+    return Refined(model, tokenizer, layers, stability, outcome.losses, forwards, sequences, timing, outcome.told)
 
 
 def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], float | None]:

@@ -1,0 +1,90 @@
+"""First order under weight noise, followed as far as prompts that it was not trained on say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from holdfast.methods.first_order import Smoothed
+from holdfast.methods.method import METHODS, PASS
+from holdfast.settings.options import Count, Positive, Share, Some
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from holdfast.methods.batches import Batch
+    from holdfast.methods.descent import Descent
+    from holdfast.methods.task import Outcome, Task
+
+
+@METHODS.register("line_search")
+class LineSearch(Smoothed):
+    """Descends the smoothed loss on a part of the examples. The result is θ + a·(θ_descended − θ), where a is 0 or one
+    of `strengths`: the one of the least loss on the other examples, under noise of the same size that no step met.
+
+    Harmful and benign examples count alike. A strength that raises the loss of the benign ones is not taken: refusals
+    are not to be bought with answers. Raises `UserError` where a label has fewer than two examples.
+    """
+
+    strengths: Some[Positive] = Field(description="shares of the descent's way that are tried, beside none of it")
+    set_aside: Share = Field(description="of the training prompts of each label, to choose the strength by")
+    draws: Count = Field(description="antithetic pairs of noise under which each strength is tried")
+
+    moved = 5  # also the weights before
+
+    def refine(self, task: Task) -> Outcome:
+        from holdfast.methods.descent import Descent, descend
+        from holdfast.methods.task import Outcome
+
+        held = task.batches.set_aside(self.set_aside, task.batch_size)
+        descent = Descent(task, self.lr)
+        before = [value.detach().clone() for value in descent.moved]
+        done = descend(descent, lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, (1,)), PASS)
+        after = [value.detach().clone() for value in descent.moved]
+        losses = {}
+        for strength in (0.0, *self.strengths):
+            _place(descent, before, after, strength)
+            losses[strength] = self._losses(descent, held, first=len(done.losses))
+        best = chosen(losses)
+        _place(descent, before, after, best)
+        told = {f"{label} at {a:g}": loss for a, pair in losses.items() for label, loss in pair.items()}
+        tried = len(losses) * 2 * self.draws * len(held)
+        return Outcome(done.losses, done.forwards + tried, {"strength": best, "set-aside loss": told})
+
+    def _losses(self, descent: Descent, held: list[Batch], first: int) -> dict[str, float]:
+        """Mean set-aside loss of each label under the draws from `first` on; the weights come back."""
+        import torch
+
+        found: dict[str, list[Tensor]] = {"harmful": [], "benign": []}
+        with torch.inference_mode():
+            for step in range(first, first + self.draws):
+                for sign in (1, -1):
+                    descent.masters.write(sign * self.sigma, step=step, query=0)
+                    for batch in held:
+                        descent.task.parts.each(batch, lambda part: _sort(descent.task, part, found))
+        descent.masters.restore()
+        return {label: torch.cat(parts).mean().item() for label, parts in found.items()}
+
+
+def chosen(losses: dict[float, dict[str, float]]) -> float:
+    """The strength of the least mean loss among those that leave the benign loss where it is at 0, or lower it."""
+    kept = {a: pair for a, pair in losses.items() if pair["benign"] <= losses[0.0]["benign"]}
+    return min(kept, key=lambda a: kept[a]["harmful"] + kept[a]["benign"])
+
+
+def _sort(task: Task, part: Batch, found: dict[str, list[Tensor]]) -> None:
+    losses = task.loss(task.model, part)
+    for label, sign in (("harmful", 1), ("benign", -1)):
+        found[label].append(losses[part.sign == sign])
+
+
+def _place(descent: Descent, before: list[Tensor], after: list[Tensor], strength: float) -> None:
+    """Masters and weights := before + strength · (after − before)."""
+    import torch
+
+    with torch.no_grad():
+        for master, old, new in zip(descent.moved, before, after, strict=True):
+            master.grad = None
+            master.copy_(torch.lerp(old, new, strength))
+    descent.masters.restore()
