@@ -13,8 +13,10 @@ import torch
 from conftest import method
 
 from holdfast.datasets.tokens import response_ids
+from holdfast.errors import UserError
 from holdfast.methods import LOSSES
 from holdfast.methods.batches import Batches
+from holdfast.methods.line_search import chosen
 from holdfast.methods.losses import dpo
 from holdfast.methods.task import Task
 from holdfast.settings.schema import Openings
@@ -152,6 +154,53 @@ def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama
     steps = (12 // 6, 4 // 3)
     assert steps == (2, 1)
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.7  # two steps of Adam against one
+
+
+SEARCH = {"strengths": [0.5, 1, 2], "set_aside": 0.3, "draws": 1}
+
+
+def test_a_line_search_ends_on_the_line_where_set_aside_prompts_say(task, llama):
+    start = copy.deepcopy(llama.state_dict())
+    one = task(loss="nll")
+    outcome = method("line_search", **SEARCH).refine(one)
+    strength, losses = outcome.told["strength"], outcome.told["set-aside loss"]
+    assert {key.partition(" at ")[2] for key in losses} == {"0", "0.5", "1", "2"}
+    allowed = [a for a in (0, 0.5, 1, 2) if losses[f"benign at {a:g}"] <= losses["benign at 0"]]
+    assert strength == min(allowed, key=lambda a: losses[f"harmful at {a:g}"] + losses[f"benign at {a:g}"])
+    assert strength > 0
+    assert outcome.forwards == 12 + 4 * 2 * 1  # the four tries under both signs, of one batch
+    ended = snapshot(llama)
+    llama.load_state_dict(start)
+    plain = task(loss="nll")
+    plain.batches.set_aside(0.3, 4)
+    method("smoothed").refine(plain)
+    for name, p in llama.named_parameters():
+        torch.testing.assert_close(ended[name], start[name] + strength * (p - start[name]), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "strength"),
+    [
+        ({0.0: (1.0, 1.0), 1.0: (0.5, 1.0), 2.0: (0.4, 0.9)}, 2),
+        ({0.0: (1.0, 1.0), 1.0: (0.5, 0.9), 2.0: (0.1, 1.1)}, 1),  # refusals bought with answers
+        ({0.0: (1.0, 1.0), 1.0: (1.2, 1.0)}, 0),
+        ({0.0: (1.0, 1.0), 1.0: (math.nan, math.nan)}, 0),
+    ],
+)
+def test_a_strength_that_raises_the_benign_loss_is_not_taken(losses, strength):
+    assert chosen({a: {"harmful": pair[0], "benign": pair[1]} for a, pair in losses.items()}) == strength
+
+
+def test_what_is_set_aside_is_not_trained_on(task):
+    batches = task().batches
+    everything = {label: list(found) for label, found in batches.examples.items()}
+    held = batches.set_aside(0.3, 3)
+    assert [len(part) for part in held] == [3, 1]
+    assert [int(part.sign.sum()) for part in held] == [1, -1]  # two harmful examples, then two benign ones
+    for label, found in everything.items():
+        assert batches.examples[label] == found[:4]
+    with pytest.raises(UserError, match="4 harmful training prompts are too few to set some aside; give more"):
+        batches.set_aside(1.0, 3)
 
 
 def test_averaged_weights_lie_between_the_iterates(task, llama):

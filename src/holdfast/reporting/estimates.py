@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 
 from holdfast.reporting.setting import Setting
 from holdfast.statistics import intervals
@@ -73,7 +73,7 @@ def judged_points(metrics: Metrics, setting: Setting, model: str) -> dict[str, J
     found: dict[str, Judged | None] = {}
     for family, wanted in setting.families.items():
         levels = {
-            point[2:]: float(measured["asr_tune"].value.mean())
+            point[2:]: nan if measured["asr_tune"].missing else float(measured["asr_tune"].value.mean())
             for point, measured in metrics.items()
             if point[:3] == (model, setting.reference, wanted.perturbation) and wanted.level in (None, point.level)
         }
