@@ -29,7 +29,7 @@ BAD = [
     ("refine", ["refine.steps=0"], "refine.steps=0: must be at least 1"),
     ("refine", ["refine.mu=-1"], "refine.mu=-1: must be above 0"),
     ("refine", ["refine.queries=0"], "refine.queries=0: must be at least 1"),
-    ("refine", ["refine.loss=dpo2"], "choose one of nll, margin, dpo"),
+    ("refine", ["refine.loss=dpo2"], "choose one of nll, cvar, margin, hinge, dpo"),
     (
         "tables",
         ["tables.make=[mian]"],

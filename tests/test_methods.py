@@ -244,6 +244,53 @@ def test_the_subspace_stays_on_the_alignment_direction(task, llama):
         assert len(found) == 1  # the tensors of a layer share their coefficient
 
 
+@pytest.mark.parametrize("kind", ["subspace", "subspace_gradient"])
+@pytest.mark.parametrize(("rank", "start"), [(None, 0.5), (2, 0.0)])
+def test_few_coordinates_move_the_decoder_along_the_change_and_no_further(task, llama, kind, rank, start):
+    origin = copy.deepcopy(llama)
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    base, one = copy.deepcopy(llama), task(origin=origin, loss="nll", steps=6)
+    outcome = method(kind, rank=rank, start=start, tie="tensor", sigma=0.01, lr=0.05).refine(one)
+    assert outcome.forwards <= one.budget
+    assert kind == "subspace" or outcome.losses[-1] < outcome.losses[0]
+    for name in one.tensors():
+        change = base.get_parameter(name) - origin.get_parameter(name)
+        moved = llama.get_parameter(name) - base.get_parameter(name)
+        assert moved.norm() > 0
+        if rank is None:
+            along = (moved * change).sum() / change.square().sum()
+            torch.testing.assert_close(moved, along * change, atol=1e-6, rtol=1e-4)
+            assert abs(along - start) < 0.4
+        else:
+            assert torch.linalg.matrix_rank(moved, atol=1e-5) <= rank
+    assert llama.get_input_embeddings().weight.equal(base.get_input_embeddings().weight)
+    if kind == "subspace":
+        replay(base, one.trajectory, origin)
+        assert fingerprint(base) == fingerprint(llama)
+
+
+def test_more_directions_than_a_matrix_has_are_refused(task, llama):
+    with pytest.raises(UserError, match=r"method.rank=999: .*: has no 999 singular directions"):
+        method("subspace", rank=999).refine(task(origin=copy.deepcopy(llama)))
+
+
+def test_cvar_is_of_the_worst_quarter_and_a_hinge_has_a_slope_until_it_holds(task, llama):
+    one = task(loss="nll")
+    batch = one.batches.encode([*one.batches.examples["harmful"], *one.batches.examples["benign"]])
+    plain, worst = LOSSES["nll"](llama, batch), LOSSES["cvar"](llama, batch)
+    for sign in (1, -1):
+        mine = batch.sign == sign
+        top = plain[mine].topk(2).values
+        torch.testing.assert_close(worst[mine].mean(), top.mean())
+        assert (worst[mine] > 0).sum() == 2
+    one = task(loss="margin")
+    batch = one.batches.encode([*one.batches.examples["harmful"], *one.batches.examples["benign"]])
+    soft, hard = LOSSES["margin"](llama, batch), LOSSES["hinge"](llama, batch)
+    torch.testing.assert_close(hard, (5 + torch.log(torch.expm1(soft))).clamp(min=0), atol=1e-4, rtol=1e-4)
+
+
 def test_the_shuffled_walk_is_as_long_and_replays(task, llama):
     base = copy.deepcopy(llama)
     walked = task()

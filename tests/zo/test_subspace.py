@@ -16,7 +16,9 @@ from holdfast.zo import (
     alignment_directions,
     fingerprint,
     replay,
+    singular_directions,
     weight_groups,
+    write_directions,
 )
 from holdfast.zo.noise import DIRECTION, Stream, words
 
@@ -114,7 +116,7 @@ def test_weights_are_the_anchors_and_a_multiple_of_the_directions(llama, origin,
     refiner = refined(llama, origin, token_losses, token_batches(3), 5)
     named = dict(llama.named_parameters())
     for name, direction in directions.items():
-        c = torch.tensor(refiner.masters.coefficients[name], dtype=torch.float32)
+        c = torch.tensor(refiner.masters.coefficients[name, 0], dtype=torch.float32)
         assert c != 0
         assert torch.equal(named[name], (start[name] + c * direction).to(dtype))
     assert refiner.drift() == 0
@@ -188,3 +190,61 @@ def test_a_loss_that_is_not_finite_restores(llama, origin, token_losses, token_b
 def test_a_direction_that_does_not_fit_is_named(llama, token_losses, wrong):
     with pytest.raises(ValueError, match=f"no tensor {next(iter(wrong))} of shape"):
         ZeroOrderRefiner(llama, token_losses, directions=wrong, mu=0.1, lr=0.1, sigma=0.0)
+
+
+def decoder(model):
+    return [k for layer, group in weight_groups(model).items() if layer.startswith("layer.") for k in group]
+
+
+def test_singular_directions_are_the_largest_parts_of_the_difference(llama, origin):
+    name = "model.layers.1.mlp.up_proj.weight"
+    delta = alignment_directions(llama, origin, [name])[name]
+    found = singular_directions(llama, origin, [name], 3)[name]
+    values = torch.linalg.svdvals(delta)
+    parts = [found.left[k, :, None] * found.right[k] for k in range(3)]
+    for k, part in enumerate(parts):
+        assert part.norm() == pytest.approx(values[k].item(), rel=0.05)
+        assert (part * delta).sum() / part.norm() == pytest.approx(part.norm().item(), rel=1e-3)
+        assert all(abs((part * other).sum()) < 1e-4 for other in parts[:k])
+    whole = singular_directions(llama, origin, [name], min(delta.shape))[name]
+    torch.testing.assert_close(whole.left.T @ whole.right, delta, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_along_singular_directions_it_is_exact_and_replays_from_files(
+    llama, origin, token_losses, token_batches, dtype, tmp_path
+):
+    llama.to(dtype)
+    base, path = copy.deepcopy(llama), tmp_path / "trajectory.jsonl"
+    directions = singular_directions(llama, origin, decoder(llama), 2)
+    write_directions(path, directions)
+    refiner = ZeroOrderRefiner(llama, token_losses, directions=directions, trajectory=path, **OPTIONS)
+    for batch in token_batches(3):
+        refiner.step(batch)
+        assert refiner.drift() == 0
+    refiner.finish()
+    assert len(set(refiner.masters.coefficients.values())) > len(directions)
+    for name, one in directions.items():
+        moved = torch.zeros_like(refiner.masters.anchors[name], dtype=torch.float32)
+        for k in range(2):
+            moved += refiner.masters.coefficients[name, k] * one.left[k, :, None] * one.right[k]
+        expected = base.get_parameter(name).float() + moved
+        torch.testing.assert_close(llama.get_parameter(name).float(), expected, atol=1e-5, rtol=1e-2)
+    again = copy.deepcopy(base)
+    assert replay(again, path) == 3  # no origin is needed
+    assert fingerprint(again) == fingerprint(llama)
+
+
+def test_singular_directions_that_lack_or_are_others_are_refused(llama, origin, token_losses, token_batches, tmp_path):
+    base, path = copy.deepcopy(llama), tmp_path / "trajectory.jsonl"
+    directions = singular_directions(llama, origin, decoder(llama), 1)
+    refiner = ZeroOrderRefiner(llama, token_losses, directions=directions, trajectory=path, **OPTIONS)
+    refiner.step(*token_batches(1))
+    refiner.finish()
+    with pytest.raises(TrajectoryError, match=r"its directions, directions.safetensors, cannot be read"):
+        replay(copy.deepcopy(base), path)
+    write_directions(path, singular_directions(base, origin, decoder(base), 2))
+    with pytest.raises(TrajectoryError, match=r"made with others than directions.safetensors holds"):
+        replay(copy.deepcopy(base), path)
+    with pytest.raises(ValueError, match=r"norm.weight: has no 2 singular directions; its shape is \(64,\)"):
+        singular_directions(base, origin, ["model.norm.weight"], 2)

@@ -87,7 +87,7 @@ def descend(
 def run(descent: Descent, update: Callable[[int, Batch], Tensor], cost: int) -> Outcome:
     task = descent.task
     losses, stream = [], task.stream()
-    with _frozen_but(task.model, descent.weights):
+    with frozen_but(task.model, descent.weights):
         for step in task.progress(range(steps_of(task, cost))):
             losses.append(update(step, next(stream)).item())  # where the host waits, once a step
             if not math.isfinite(losses[-1]):
@@ -101,7 +101,7 @@ def steps_of(task: Task, cost: int) -> int:
 
 
 @contextmanager
-def _frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+def frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
     """Only these weights need gradients; afterwards those do that did before."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:

@@ -46,16 +46,44 @@ def nll(model: Any, batch: Batch) -> Tensor:
     return -logprobs(model, batch.told)[:, 0] / batch.told.lengths[:, 0]
 
 
+@loss("cvar")
+def cvar(model: Any, batch: Batch) -> Tensor:
+    """The `nll` of the worst quarter of each label's examples, times four, and 0 of the others, (n,): its mean is the
+    conditional value at risk at 3/4 (Rockafellar & Uryasev, 2000). Of a batch that memory cuts in parts, of each part.
+    """
+    import torch
+
+    losses = nll(model, batch)
+    found = torch.zeros_like(losses)
+    for sign in (1, -1):
+        mine = (batch.sign == sign).nonzero()[:, 0]
+        if count := len(mine):
+            worst = mine[losses[mine].topk(-(-count // 4)).indices]
+            found[worst] = losses[worst] * (count / len(worst))
+    return found
+
+
 @loss("margin", "openings")
 def margin(model: Any, batch: Batch) -> Tensor:
     """softplus(∓ refusal margin), (n,): refusing harmful prompts and complying with benign ones lowers it."""
     from torch.nn.functional import softplus
 
+    return softplus(-_towards(model, batch))
+
+
+@loss("hinge", "openings")
+def hinge(model: Any, batch: Batch) -> Tensor:
+    """max(0, 5 ∓ refusal margin), (n,): a slope that does not fade until an answer is e⁵ times as likely as the other
+    kind."""
+    return (5 - _towards(model, batch)).clamp(min=0)
+
+
+def _towards(model: Any, batch: Batch) -> Tensor:
+    """The margin of the wanted kind of opening against the other, in log-probability, (n,)."""
     from holdfast.models.likelihood import logprobs
 
     scores = logprobs(model, batch.told)  # (n, openings)
-    difference = scores[:, : batch.refusals].logsumexp(1) - scores[:, batch.refusals :].logsumexp(1)
-    return softplus(-batch.sign * difference)
+    return batch.sign * (scores[:, : batch.refusals].logsumexp(1) - scores[:, batch.refusals :].logsumexp(1))
 
 
 @loss("dpo", "pair")

@@ -78,7 +78,7 @@ class Unrefined(Method):
 class Refine(Options):
     """What all methods share, so that they meet on equal terms; and the defaults of their own options."""
 
-    loss: str = Field(description="margin, nll, dpo, or package.module.name")
+    loss: str = Field(description="nll, cvar, margin, hinge, dpo, or package.module.name")
     beta: Positive = Field(description="of the loss dpo")
     steps: Count = Field(description="zeroth-order steps; with queries, the common budget of forwards")
     queries: Count = Field(description="random directions of a zeroth-order step")

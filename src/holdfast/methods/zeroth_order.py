@@ -83,36 +83,3 @@ class ZerothOrder(TwoPoint):
             )
 
         return self._steps(task, begin)
-
-
-@METHODS.register("subspace")
-class Subspace(TwoPoint):
-    """One coefficient a matrix, along what alignment did to it, the loss taken under weight noise."""
-
-    sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
-    tie: Literal["tensor", "layer", "model"] = Field(description="which matrices share a coefficient")
-
-    moved = 1
-
-    def refine(self, task: Task) -> Outcome:
-        from holdfast.zo import ZeroOrderRefiner, alignment_directions
-
-        def begin() -> ZeroOrderRefiner:
-            origin = task.origin()
-            return ZeroOrderRefiner(
-                task.model,
-                task.loss,
-                directions=alignment_directions(task.model, origin, list(task.tensors())),
-                mu=self.mu,
-                lr=self.rate(task),
-                queries=self.queries,
-                sigma=self.sigma,
-                tie=self.tie,
-                noise=self.noise,
-                normalize=self.normalize,
-                seed=task.seed,
-                trajectory=task.trajectory,
-                context=task.context,
-            )
-
-        return self._steps(task, begin)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.methods.controls import Extrapolate, SignShuffled
+from holdfast.methods.coordinates import Subspace
 from holdfast.methods.first_order import NoiseStability, Smoothed
 from holdfast.methods.line_search import LineSearch
 from holdfast.methods.method import PASS
-from holdfast.methods.zeroth_order import Subspace, TwoPoint
+from holdfast.methods.zeroth_order import TwoPoint
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
@@ -132,7 +133,8 @@ def refine(case: Case) -> Demand:
         found = _gradients(case, worst, chosen, max(1, budget // m.passes))
     elif isinstance(m, TwoPoint):
         subspace = isinstance(m, Subspace)
-        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
+        rank = m.rank if isinstance(m, Subspace) else None
+        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace, rank or 0)
         found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
     else:
         found = _without_loss(case, worst, budget)
@@ -146,11 +148,12 @@ def refine(case: Case) -> Demand:
 @dataclass(frozen=True)
 class Moved:
     """How many elements a two-point refinement moves, in how many layers: all of them, or some below which others may
-    be reused; or in the alignment subspace."""
+    be reused; or in the alignment subspace, along so many directions of rank one, or along whole matrices (0)."""
 
     elements: int
     layers: int
     subspace: bool = False
+    rank: int = 0
 
 
 def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -> Demand:
@@ -164,8 +167,10 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     reused = memory.states(s, worst) if moved.layers < depth else 0
     beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
     if moved.subspace:
-        beside += s.width * moved.elements + max(FLOAT * s.matrix, SCRATCH)
-        origin, write = s.bytes, moved.elements * (5 * FLOAT + 2 * s.width)
+        room = max(FLOAT * s.matrix, SCRATCH)
+        # A whole Δ, or beside the scratch a product of factors.
+        beside = (room if moved.rank else FLOAT * moved.elements) + s.width * moved.elements + room
+        origin, write = s.bytes, moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
     peak = s.bytes + beside + max(memory.forward(s, worst) + reused, origin)
     passes = [
         work.forward(s, usual, steps),

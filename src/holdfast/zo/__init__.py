@@ -6,18 +6,19 @@ inside its trainer mixin.
 
 from holdfast.zo.control import sign_shuffled
 from holdfast.zo.digest import fingerprint
-from holdfast.zo.directions import Span, alignment_directions
+from holdfast.zo.directions import Factors, Span, alignment_directions, singular_directions
 from holdfast.zo.layers import decoder_layers, weight_groups
 from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
 from holdfast.zo.refiner import Cosine, Estimate, ZeroOrderRefiner
 from holdfast.zo.sensitivity import Race, Sides, online_sensitivity, sensitivity
 from holdfast.zo.trainer import ZOArguments, ZOMixin
-from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
+from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions, replay, write_directions
 
 __all__ = [
     "Cosine",
     "Draws",
     "Estimate",
+    "Factors",
     "Masters",
     "Moves",
     "PerturbationError",
@@ -33,8 +34,11 @@ __all__ = [
     "decoder_layers",
     "fingerprint",
     "online_sensitivity",
+    "read_directions",
     "replay",
     "sensitivity",
     "sign_shuffled",
+    "singular_directions",
     "weight_groups",
+    "write_directions",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.zo.digest import fingerprint
-from holdfast.zo.directions import Span
+from holdfast.zo.directions import Direction, Span
 from holdfast.zo.layers import weight_groups
 from holdfast.zo.parallel import summed_over_ranks
 from holdfast.zo.perturb import Masters, Moves, total
@@ -51,9 +51,10 @@ class ZeroOrderRefiner:
     `loss_fn(model, batch)` gives per-example losses of shape (n,), or one loss for the whole batch; L is their
     mean over all micro-batches and ranks. What moves is one of three: the matrices of `layers`, groups of
     `weight_groups(model)`; `tensors`, by the names that their noise has, such as gains or LoRA's matrices, of any
-    architecture; or a coefficient along each of `directions`, which are Δ of a model's tensors by name (see
-    `alignment_directions`): c ← c − lr · mean_i g_i ε_i with signs ε, where θ_t = θ_t,start + c_t·Δ_t. `tie` says
-    which of these share a coefficient, and `sigma` the weight noise under which both sides of a query are evaluated.
+    architecture; or a coefficient along each of `directions`, which are Δ of a model's tensors by name, whole or in
+    parts (see `alignment_directions`, `singular_directions`): c ← c − lr · mean_i g_i ε_i with signs ε, where θ_t =
+    θ_t,start + Σ_k c_tk·Δ_tk and c is `start` at first. `tie` says which of these share a coefficient, and `sigma` the
+    weight noise under which both sides of a query are evaluated.
 
     `normalize="rms"` divides by the rms of the g_i of the step, so that the length of a step does not depend on the
     loss's scale. `lr` may be a function of the step, such as `Cosine`, whose `repr` goes into a log. The model is put
@@ -79,7 +80,7 @@ class ZeroOrderRefiner:
         *,
         layers: Sequence[str] | None = None,
         tensors: Mapping[str, nn.Parameter] | None = None,
-        directions: Mapping[str, Tensor] | None = None,
+        directions: Mapping[str, Direction] | None = None,
         mu: float,
         lr: Rate,
         queries: int = 1,
@@ -88,6 +89,7 @@ class ZeroOrderRefiner:
         seed: int = 0,
         sigma: float = 0.0,
         tie: str = "tensor",
+        start: float = 0.0,
         log: Log | None = None,
         trajectory: Path | None = None,
         context: Mapping[str, Any] | None = None,
@@ -102,7 +104,9 @@ class ZeroOrderRefiner:
         scales = logged_scales(trajectory, chosen) if trajectory else None
         drawn = {"seed": seed, "noise": noise, "scales": scales, "subset": subset}
         self.masters: Moves = (
-            Masters(chosen, **drawn) if directions is None else Span(chosen, directions, sigma=sigma, tie=tie, **drawn)
+            Masters(chosen, **drawn)
+            if directions is None
+            else Span(chosen, directions, sigma=sigma, tie=tie, start=start, **drawn)
         )
         self.model, self.loss_fn = model.eval(), loss_fn
         self.prefix = PrefixReuse(model, chosen, "off" if directions is not None else prefix)
@@ -216,7 +220,7 @@ def _chosen(
     model: nn.Module,
     layers: Sequence[str] | None,
     tensors: Mapping[str, nn.Parameter] | None,
-    directions: Mapping[str, Tensor] | None,
+    directions: Mapping[str, Direction] | None,
 ) -> dict[str, nn.Parameter]:
     if tensors is not None:
         return dict(tensors)

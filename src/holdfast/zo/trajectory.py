@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from typing import Any
 from torch import nn
 
 from holdfast.zo.digest import digest, fingerprint
-from holdfast.zo.directions import Span, alignment_directions
+from holdfast.zo.directions import Direction, Factors, Span, alignment_directions, flat
 from holdfast.zo.perturb import Masters, Moves
 
 FORMAT = "holdfast trajectory 1"
+DIRECTIONS = "directions.safetensors"
 BEGIN_ANEW = "move it away to begin anew"
 EARLIER = {"kind": "weights", "subset": (1.0).hex()}  # what headers did not say before there was a choice
 
@@ -181,14 +182,51 @@ def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = Non
     drawn = {"seed": header["seed"], "noise": header["noise"], "scales": scales}
     if header["kind"] == "weights":
         return Masters(tensors, subset=float.fromhex(header["subset"]), **drawn)
+    kept = header["kind"] == "singular"
+    try:
+        directions = read_directions(log.path) if kept else _of_origin(log, model, origin, scales)
+        start = float.fromhex(header.get("start", "0"))
+        masters = Span(tensors, directions, sigma=0.0, tie=header["tie"], start=start, **drawn)
+    except KeyError as error:
+        raise TrajectoryError(f"{log.path}: {DIRECTIONS} has none of {error}") from None
+    if masters.header()["directions"] != header["directions"]:
+        other = f"others than {DIRECTIONS} holds" if kept else "directions from another origin than this model"
+        raise TrajectoryError(f"{log.path}: made with {other}")
+    return masters
+
+
+def _of_origin(
+    log: Trajectory, model: nn.Module, origin: nn.Module | None, names: Iterable[str]
+) -> Mapping[str, Direction]:
     if origin is None:
         raise TrajectoryError(
             f"{log.path}: a refinement within a subspace; `origin`, the model before alignment, is needed"
         )
     try:
-        masters = Span(tensors, alignment_directions(model, origin, scales), sigma=0.0, tie=header["tie"], **drawn)
+        return alignment_directions(model, origin, names)
     except ValueError as error:
         raise TrajectoryError(f"{log.path}: {error}") from None
-    if masters.header()["directions"] != header["directions"]:
-        raise TrajectoryError(f"{log.path}: made with directions from another origin than this model")
-    return masters
+
+
+def write_directions(path: Path, directions: Mapping[str, Direction]) -> None:
+    """Beside the log at `path`: rank-one directions. A replay needs them as they were, and their last bits depend on
+    the machine that decomposed."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{DIRECTIONS}.tmp")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in flat(directions).items()}, temporary)
+    os.replace(temporary, path.with_name(DIRECTIONS))
+
+
+def read_directions(path: Path) -> dict[str, Direction]:
+    """What `write_directions` wrote beside the log at `path`. Raises `TrajectoryError` where there is no such file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path.with_name(DIRECTIONS))
+    except (OSError, SafetensorError) as error:
+        raise TrajectoryError(f"{path}: its directions, {DIRECTIONS}, cannot be read ({error})") from None
+    names = [name.removesuffix(".left") for name in found if name.endswith(".left")]
+    return {name: Factors(found[f"{name}.left"], found[f"{name}.right"]) for name in names}
