@@ -50,7 +50,7 @@ def run(run: Run) -> None:
         asked = capped(models.prompts_of(run.layout, "train", label), settings.prompts, run.seed)
         parts = Parts("elicit.batch_size", settings.batch_size)
         said.append(answered(model, tokenizer, asked, settings.max_new_tokens, parts))
-    found = _own(said)
+    found = own_answers(said)
     run.save_table(found, "own.parquet")
     metrics: dict[str, Any] = {}
     words = []
@@ -108,7 +108,7 @@ def openings(run: Run, use: Literal["loss", "score"]) -> Openings:
     return Openings(**found[use])
 
 
-def _own(parts: list[Any]) -> Any:
+def own_answers(parts: list[Any]) -> Any:
     """Which answers are worth keeping: refusals of harmful prompts, and whole answers to benign ones."""
     import pandas as pd
 
