@@ -207,7 +207,13 @@ class Figures(Product):
     """All figures of a study, as PNG and PDF."""
 
     def files(self, cfg: Config) -> list[str]:
-        names = ["dose_response", "sensitivity", "cost", *["trade_off"] * (cfg.evaluate.margin_draws > 0)]
+        names = [
+            "before_after",
+            "dose_response",
+            "sensitivity",
+            "cost",
+            *["trade_off"] * (cfg.evaluate.margin_draws > 0),
+        ]
         names += ["lengths"] * (len(cfg.claims.lengths) > 1) + ["steps"] * bool(cfg.claims.budgets)
         return [f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
 
@@ -224,6 +230,7 @@ class Figures(Product):
 
 def _figures(results: Results) -> dict[str, Figure]:
     from holdfast.reporting import figures as draw
+    from holdfast.reporting.before_after import before_after_figure
     from holdfast.reporting.estimates import judged_points
     from holdfast.reporting.trade_off import trade_off_figure
 
@@ -237,6 +244,7 @@ def _figures(results: Results) -> dict[str, Figure]:
     rises = evidence.frame("sensitivity")
     doses = PRODUCTS["dose_response"].make(results).frame
     made = {
+        "before_after": before_after_figure(PRODUCTS["main"].make(results).frame, reference),
         "dose_response": draw.dose_response_figure(doses, reference),
         "sensitivity": draw.sensitivity_figure(
             rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]
