@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.perturbations.point import Perturbation
+from holdfast.reporting.cautions import cautions
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.options import Guards, JudgedAt
 from holdfast.settings.options import Config
@@ -18,7 +19,7 @@ from holdfast.statistics.rates import tail
 class Setting:
     """What a caption must state, and what an interval depends on. `other_seeds`: how many, for recipes that have not
     `seeds`; `counts` and `clusters`: prompts and pairs of prompts, by "split/label"; `families`: what claims are
-    judged at, by its name."""
+    judged at, by its name; `cautions`: what makes the numbers say less than they seem to."""
 
     methods: list[str]
     controls: list[str]
@@ -39,6 +40,7 @@ class Setting:
     judge: str
     unscored: int
     coverage: str
+    cautions: list[str]
 
     @classmethod
     def of(cls, measured: Measured, cfg: Config) -> Setting:
@@ -63,6 +65,7 @@ class Setting:
             judge=cfg.judge.name,
             unscored=measured.unscored,
             coverage=measured.coverage,
+            cautions=cautions(measured.metrics, cfg.study.reference),
         )
 
     def prompts(self, label: str, threshold: bool = False) -> Prompts:
@@ -122,12 +125,13 @@ class Setting:
         )
         seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         seeds += "".join(f", {count} of {recipe}" for recipe, count in self.other_seeds.items())
+        said = "".join(f" Caution: {one}." for one in self.cautions)
         return (
             f"{seeds} (alignment, probe, refinement and noise; one base model); draws per seed: {draws or 'one'}; "
             f"{self.counts['test/harmful']} harmful and {self.counts['test/benign']} benign test prompts; judge: "
             f"{self.judge}, {self.unscored} responses unscored and left out of the rates. [ ] is the "
             f"{self.confidence:.0%} interval for {over} of the same kind, from {self.resamples} redraws of prompt "
-            f"pairs{own}. {self.coverage}" + (f" How quantizers ran: {ran}." if ran else "")
+            f"pairs{own}. {self.coverage}" + (f" How quantizers ran: {ran}." if ran else "") + said
         )
 
 

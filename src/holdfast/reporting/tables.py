@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isnan
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -184,7 +185,8 @@ def terminal(frame: pd.DataFrame, setting: Setting) -> str:
         texts = ["\n".join(_lines(block)) for block in blocks]
         parts.append(f"{model}: harmful prompts answered, %\n\n" + "\n\n".join(texts))
     note = f"below an estimate: Δ to {setting.reference} [{setting.confidence:.0%} interval], * where it is decided"
-    return "\n\n".join([*parts, f"{note}\n{setting.size}"]) + "\n"
+    cautions = [line for one in setting.cautions for line in wrap(f"! {one}", WIDE, subsequent_indent="  ")]
+    return "\n\n".join([*parts, "\n".join([note, setting.size, *cautions])]) + "\n"
 
 
 def _width(column: list[Cell]) -> int:
