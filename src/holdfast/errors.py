@@ -2,9 +2,15 @@
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, and what would be right. `status` is the exit status."""
+    """Bad input. The message is one line: what is wrong, and what would be right. `status` is the exit status.
+
+    What a message quotes may hold anything; a terminal shall not obey it.
+    """
 
     status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class NotShown(UserError):

@@ -219,7 +219,7 @@ def _labels(name: str, source: dict[str, Any], frame: pd.DataFrame) -> Any:
                 f"data.sources.{name}.label: set it to harmful or benign, or give columns.label and labels"
             )
         return source["label"]
-    values = frame[column].astype(str)
+    values = frame[column].map(str)  # of an empty cell too
     unknown = sorted(set(values) - set(source["labels"]))
     if unknown:
         raise UserError(f"data.sources.{name}.labels: no entry for {', '.join(unknown)} of the column {column}")

@@ -57,7 +57,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _turn(given: Any) -> dict[str, str]:
     role = given.get("role") if isinstance(given, dict) else None
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise UserError(f"has a turn of the role {role}; there are {', '.join(ROLES)}")
     return {"role": ROLES[role], "content": _content(given.get("content")).strip()}
 

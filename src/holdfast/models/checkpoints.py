@@ -40,7 +40,7 @@ def mapping(path: Path) -> dict[str, Any]:
     """A JSON object from its file. Raises `UserError` for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}); give the file that came with the model") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: is no JSON object; give the file that came with the model")
