@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import subprocess
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.__main__ import MODULES
+from holdfast.__main__ import main as command
 from holdfast.commands import plan, tune
 from holdfast.errors import UserError
+from holdfast.runtime.failures import is_expected
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Options, Registry, sections
 from holdfast.settings.overrides import quoted, sweep
@@ -297,3 +300,20 @@ def test_what_is_missing_is_said_with_the_study_that_makes_it(stage, tmp_path):
     assert ended.stderr.startswith(f"holdfast probe: {path}: no such file; ")
     assert ended.stderr.endswith("or `holdfast data` makes it\n")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_terminal_does_not_obey_what_a_message_quotes_and_a_traceback_is_there_if_asked_for(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(["plan", "refine.steps=\x1b[31mred"])
+    assert ended.value.code == 1
+    assert "\x1b" not in (said := capsys.readouterr().err)
+    assert "\\x1b[31mred" in said
+    monkeypatch.setenv("HOLDFAST_DEBUG", "1")
+    with pytest.raises(UserError) as error:
+        command(["plan", "refine.steps=0"])
+    assert not error.value.__suppress_context__
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.ENOENT, False)])
+def test_a_disk_that_cannot_be_written_is_said_in_one_line(number, expected):
+    assert is_expected(OSError(number, "x")) == expected

@@ -20,7 +20,8 @@ MEASURE = "holdfast.commands.evaluate"  # what `evaluate` is for a model of one'
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; a `UserError` ends it with one line and its exit status."""
+    """Run one verb; a `UserError` ends it with one line and its exit status, and with a traceback where
+    `HOLDFAST_DEBUG` is set."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if verb in ("-h", "--help"):
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.exit(f"holdfast {verb}: {error.name} is not installed; pip install 'holdfast[study]'")
     except UserError as error:
+        if os.environ.get("HOLDFAST_DEBUG"):
+            error.__suppress_context__ = False  # what it was made of
+            raise
         print(f"holdfast {verb}: {error}", file=sys.stderr)
         sys.exit(error.status)
     if said:

@@ -11,13 +11,15 @@ from holdfast.errors import UserError
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.compose import explained
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # a disk that is full, or not ours to write
+
 
 def is_expected(error: Exception) -> bool:
     """Whether one line can say what is wrong: with the input, or with what the machine has left."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    unwritable = isinstance(error, OSError) and error.errno in UNWRITABLE
     zo = sys.modules.get("holdfast.zo")  # whose import is torch's: what has not run raised nothing
     weights = zo is not None and isinstance(error, zo.PerturbationError)
-    return full or weights or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
+    return unwritable or weights or out_of_memory(error) or isinstance(error, (OmegaConfBaseException, UserError))
 
 
 def said(error: Exception) -> str:
