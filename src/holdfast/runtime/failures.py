@@ -11,7 +11,7 @@ from holdfast.errors import UserError
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.compose import explained
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # a disk that is full, or not ours to write
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # full, or not ours to write
 
 
 def is_expected(error: Exception) -> bool:
