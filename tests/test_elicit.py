@@ -110,6 +110,24 @@ def test_refinement_learns_the_models_own_words(given, says, monkeypatch):
     assert seen[0]["own"].all()
 
 
+def test_a_prompt_that_the_model_answers_is_taught_its_commonest_refusal(given, says, monkeypatch):
+    monkeypatch.setattr(elicit, "FEWEST", 1)
+    says("Of course, a person.", "I must decline. It is about harm.")
+    taught = [*given, "elicit.unrefused=taught"]
+    stage_here("elicit", *taught)
+    seen = []
+    own = Batches.__init__
+    monkeypatch.setattr(
+        Batches, "__init__", lambda self, rows, *a, **k: (seen.append(rows), own(self, rows, *a, **k))[1]
+    )
+    stage_here("refine", *taught)
+    harmful = seen[0][seen[0]["label"] == "harmful"]
+    assert len(harmful) == 10
+    assert not harmful["own"].all()
+    assert set(harmful.loc[~harmful["own"], "response"]) == {"I must decline."}
+    assert not harmful.loc[~harmful["own"], "ended"].any()
+
+
 def test_a_model_that_does_not_refuse_is_taught_what_the_data_say(given, says, capsys):
     says("Of course, a person.", "Of course, a person.")
     stage_here("elicit", *given)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 from omegaconf import OmegaConf
 from pydantic import Field
 
+from holdfast.datasets.answers import shortened
 from holdfast.datasets.openings import covered, harvested
 from holdfast.errors import UserError
 from holdfast.models import load as models
@@ -39,6 +41,9 @@ class Elicit(Options):
     batch_size: Count = Field(description="prompts of a batch")
     opening_words: Count = Field(description="of an opening that is taken from own answers")
     openings: Annotated[int, Ge(2)] = Field(description="the most of refusals, and of answers")
+    unrefused: Literal["left_out", "taught"] = Field(
+        description="harmful training prompts that the model answers: left out, or taught its commonest refusal"
+    )
 
 
 def run(run: Run) -> None:
@@ -126,7 +131,8 @@ def own_answers(parts: list[Any]) -> Any:
 
 def taught(run: Run) -> Any:
     """The training rows of refinement and probe: those with the model's own answers, where it was asked and gave
-    enough of a label; else as the data give them."""
+    enough of a label; else as the data give them. Harmful prompts that it answered are left out, or taught a refusal
+    of its own: they lie where alignment ends."""
     import pandas as pd
 
     rows = rows_of(run, "train")
@@ -137,7 +143,16 @@ def taught(run: Run) -> Any:
     for label in ("harmful", "benign"):
         own = found[(found["label"] == label) & found["own"]]
         parts.append(own if len(own) >= FEWEST else rows[rows["label"] == label].assign(ended=True))
+        if label == "harmful" and len(own) >= FEWEST and run.cfg.elicit.unrefused == "taught":
+            answered = found[(found["label"] == label) & ~found["own"]]
+            parts.append(answered.assign(response=_commonest(own["response"].tolist()), ended=False))
     return pd.concat(parts, ignore_index=True)
+
+
+def _commonest(refusals: list[str]) -> str:
+    """The first sentence that most refusals have, which names no harm of its own; of several the shortest."""
+    counts = Counter(shortened(text, 1) for text in refusals)
+    return min(counts, key=lambda text: (-counts[text], len(text), text))
 
 
 def elicited(cfg: Config) -> models.Inputs:
