@@ -156,7 +156,7 @@ def test_noise_of_both_signs_gives_the_plain_gradient_as_it_vanishes(task, llama
     assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.7  # two steps of Adam against one
 
 
-SEARCH = {"strengths": [0.5, 1, 2], "set_aside": 0.3, "draws": 1}
+SEARCH = {"strengths": [0.5, 1, 2], "set_aside": 0.3, "draws": 1, "benign_rise": 0.05}
 
 
 def test_a_line_search_ends_on_the_line_where_set_aside_prompts_say(task, llama):
@@ -165,10 +165,15 @@ def test_a_line_search_ends_on_the_line_where_set_aside_prompts_say(task, llama)
     outcome = method("line_search", **SEARCH).refine(one)
     strength, losses = outcome.told["strength"], outcome.told["set-aside loss"]
     assert {key.partition(" at ")[2] for key in losses} == {"0", "0.5", "1", "2"}
-    allowed = [a for a in (0, 0.5, 1, 2) if losses[f"benign at {a:g}"] <= losses["benign at 0"]]
+    allowed = [
+        a
+        for a in (0, 0.5, 1, 2)
+        if losses[f"benign at {a:g}"] <= losses["benign at 0"]
+        and losses[f"clean benign at {a:g}"] <= losses["clean benign at 0"] + 0.05
+    ]
     assert strength == min(allowed, key=lambda a: losses[f"harmful at {a:g}"] + losses[f"benign at {a:g}"])
     assert strength > 0
-    assert outcome.forwards == 12 + 4 * 2 * 1  # the four tries under both signs, of one batch
+    assert outcome.forwards == 12 + 4 * 3 * 1  # the four tries without noise and under both signs, of one batch
     ended = snapshot(llama)
     llama.load_state_dict(start)
     plain = task(loss="nll")
@@ -181,14 +186,16 @@ def test_a_line_search_ends_on_the_line_where_set_aside_prompts_say(task, llama)
 @pytest.mark.parametrize(
     ("losses", "strength"),
     [
-        ({0.0: (1.0, 1.0), 1.0: (0.5, 1.0), 2.0: (0.4, 0.9)}, 2),
-        ({0.0: (1.0, 1.0), 1.0: (0.5, 0.9), 2.0: (0.1, 1.1)}, 1),  # refusals bought with answers
-        ({0.0: (1.0, 1.0), 1.0: (1.2, 1.0)}, 0),
-        ({0.0: (1.0, 1.0), 1.0: (math.nan, math.nan)}, 0),
+        ({0.0: (1.0, 1.0, 0.5), 1.0: (0.5, 1.0, 0.5), 2.0: (0.4, 0.9, 0.54)}, 2),
+        ({0.0: (1.0, 1.0, 0.5), 1.0: (0.5, 0.9, 0.5), 2.0: (0.1, 1.1, 0.5)}, 1),  # refusals bought with answers
+        ({0.0: (1.0, 1.0, 0.5), 1.0: (0.5, 0.9, 0.5), 2.0: (0.1, 0.9, 0.6)}, 1),  # or with those of the clean model
+        ({0.0: (1.0, 1.0, 0.5), 1.0: (1.2, 1.0, 0.5)}, 0),
+        ({0.0: (1.0, 1.0, 0.5), 1.0: (math.nan, math.nan, math.nan)}, 0),
     ],
 )
 def test_a_strength_that_raises_the_benign_loss_is_not_taken(losses, strength):
-    assert chosen({a: {"harmful": pair[0], "benign": pair[1]} for a, pair in losses.items()}) == strength
+    named = {a: dict(zip(("harmful", "benign", "clean benign"), each, strict=True)) for a, each in losses.items()}
+    assert chosen(named, 0.05) == strength
 
 
 def test_what_is_set_aside_is_not_trained_on(task):

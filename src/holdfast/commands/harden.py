@@ -19,6 +19,7 @@ from holdfast.errors import NotShown, UserError
 from holdfast.models.load import fetched
 from holdfast.runtime.devices import card_gib
 from holdfast.runtime.files import write_text
+from holdfast.runtime.run import quiet
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> str:
     """Runs the study `harden` of the one model, resuming what an earlier call left; gives what to tell the user.
 
     Raises `NotShown` where the result is not better, or costs too much."""
+    quiet()
     asked, overrides = parsed(arguments, ("model", "out", "for", "method"))
     for key in ("model", "out"):
         if not asked[key]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from holdfast.methods.first_order import Smoothed
 from holdfast.methods.method import METHODS, PASS
-from holdfast.settings.options import Count, Positive, Share, Some
+from holdfast.settings.options import AtLeastZero, Count, Positive, Share, Some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +23,15 @@ class LineSearch(Smoothed):
     """Descends the smoothed loss on a part of the examples. The result is θ + a·(θ_descended − θ), where a is 0 or one
     of `strengths`: the one of the least loss on the other examples, under noise of the same size that no step met.
 
-    Harmful and benign examples count alike. A strength that raises the loss of the benign ones is not taken: refusals
-    are not to be bought with answers. Raises `UserError` where a label has fewer than two examples.
+    Harmful and benign examples count alike. A strength that raises the loss of the benign ones under noise, or without
+    noise by more than `benign_rise`, is not taken: refusals are not to be bought with answers. Raises `UserError`
+    where a label has fewer than two examples.
     """
 
     strengths: Some[Positive] = Field(description="shares of the descent's way that are tried, beside none of it")
     set_aside: Share = Field(description="of the training prompts of each label, to choose the strength by")
     draws: Count = Field(description="antithetic pairs of noise under which each strength is tried")
+    benign_rise: AtLeastZero = Field(description="of the undisturbed loss of benign prompts, the most that is taken")
 
     moved = 5  # also the weights before
 
@@ -46,37 +48,52 @@ class LineSearch(Smoothed):
         for strength in (0.0, *self.strengths):
             _place(descent, before, after, strength)
             losses[strength] = self._losses(descent, held, first=len(done.losses))
-        best = chosen(losses)
+        best = chosen(losses, self.benign_rise)
         _place(descent, before, after, best)
         told = {f"{label} at {a:g}": loss for a, pair in losses.items() for label, loss in pair.items()}
-        tried = len(losses) * 2 * self.draws * len(held)
+        tried = len(losses) * (2 * self.draws + 1) * len(held)
         return Outcome(done.losses, done.forwards + tried, {"strength": best, "set-aside loss": told})
 
     def _losses(self, descent: Descent, held: list[Batch], first: int) -> dict[str, float]:
-        """Mean set-aside loss of each label under the draws from `first` on; the weights come back."""
-        import torch
-
-        found: dict[str, list[Tensor]] = {"harmful": [], "benign": []}
-        with torch.inference_mode():
-            for step in range(first, first + self.draws):
-                for sign in (1, -1):
-                    descent.masters.write(sign * self.sigma, step=step, query=0)
-                    for batch in held:
-                        descent.task.parts.each(batch, lambda part: _sort(descent.task, part, found))
+        """Mean set-aside loss of each label, undisturbed and under the draws from `first` on; the weights come back."""
+        found = {f"clean {label}": loss for label, loss in _mean(descent, held).items()}
+        noisy = []
+        for step in range(first, first + self.draws):
+            for sign in (1, -1):
+                descent.masters.write(sign * self.sigma, step=step, query=0)
+                noisy.append(_mean(descent, held))
         descent.masters.restore()
-        return {label: torch.cat(parts).mean().item() for label, parts in found.items()}
+        return found | {label: sum(one[label] for one in noisy) / len(noisy) for label in noisy[0]}
 
 
-def chosen(losses: dict[float, dict[str, float]]) -> float:
-    """The strength of the least mean loss among those that leave the benign loss where it is at 0, or lower it."""
-    kept = {a: pair for a, pair in losses.items() if pair["benign"] <= losses[0.0]["benign"]}
+def chosen(losses: dict[float, dict[str, float]], rise: float) -> float:
+    """The strength of the least mean loss under noise among those that raise the benign loss there by nothing, and the
+    undisturbed one by no more than `rise`."""
+    start = losses[0.0]
+    kept = {
+        a: one
+        for a, one in losses.items()
+        if one["benign"] <= start["benign"] and one["clean benign"] <= start["clean benign"] + rise
+    }
     return min(kept, key=lambda a: kept[a]["harmful"] + kept[a]["benign"])
 
 
-def _sort(task: Task, part: Batch, found: dict[str, list[Tensor]]) -> None:
-    losses = task.loss(task.model, part)
-    for label, sign in (("harmful", 1), ("benign", -1)):
-        found[label].append(losses[part.sign == sign])
+def _mean(descent: Descent, held: list[Batch]) -> dict[str, float]:
+    """Of each label, at the weights as they are."""
+    import torch
+
+    task = descent.task
+    found: dict[str, list[Tensor]] = {"harmful": [], "benign": []}
+
+    def sort(part: Batch) -> None:
+        losses = task.loss(task.model, part)
+        for label, sign in (("harmful", 1), ("benign", -1)):
+            found[label].append(losses[part.sign == sign])
+
+    with torch.inference_mode():
+        for batch in held:
+            task.parts.each(batch, sort)
+    return {label: torch.cat(parts).mean().item() for label, parts in found.items()}
 
 
 def _place(descent: Descent, before: list[Tensor], after: list[Tensor], strength: float) -> None:

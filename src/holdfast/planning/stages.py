@@ -205,7 +205,7 @@ def _tried(case: Case, m: LineSearch) -> int:
     """Forwards of a batch by which a strength is chosen, if the model answers all that it is asked."""
     examples = 2 * case.cfg.elicit.prompts or len(case.texts.train)
     batches = math.ceil(m.set_aside * examples / case.cfg.refine.batch_size)
-    return (1 + len(m.strengths)) * 2 * m.draws * batches
+    return (1 + len(m.strengths)) * (2 * m.draws + 1) * batches
 
 
 def _without_loss(case: Case, worst: Sizes, budget: int) -> Demand:
