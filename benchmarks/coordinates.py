@@ -76,24 +76,25 @@ def row(name: str, folder: Path, found: dict, before: dict, batch: int) -> dict[
 
 
 def figure(rows: list[dict[str, object]], forwards: str, path: Path) -> None:
-    """Change of the mean of both losses against forwards, a label a method."""
+    """Change of the loss of refusals, a line a method, with what it cost."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for ax, key, title in ((axes[0], forwards, forwards), (axes[1], "peak MiB", "memory beside the model, MiB")):
-        for one in rows:
-            mean, low, high = one["_harmful"]
-            ax.errorbar(one[key], mean, [[mean - low], [high - mean]], fmt="o", color="black", capsize=2, ms=4)
-            ax.annotate(str(one["method"]), (one[key], mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
-        ax.axhline(0, color="grey", lw=0.8)
-        ax.set_xlabel(title)
-        ax.margins(x=0.2)
-    axes[0].set_ylabel("change of the loss of refusals")
+    fig, axis = plt.subplots(figsize=(7, 0.34 * len(rows) + 1))
+    for place, one in enumerate(rows):
+        mean, low, high = one["_harmful"]
+        axis.errorbar(
+            mean, -place, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=2, markersize=4
+        )
+    names = [f"{one['method']}: {one[forwards]} forwards, {one['peak MiB']:,} MiB" for one in rows]
+    axis.set_yticks([-place for place in range(len(rows))], names, fontsize=8)
+    axis.axvline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("change of the loss of refusals under weight noise", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def main() -> None:

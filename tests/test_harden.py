@@ -139,7 +139,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path, monkeypatch, ship
         (["model=x"], "out: no value is given; holdfast harden model=<Hub id, folder or GGUF file> out=<folder> for="),
         (["model=x/y/z", "out=o"], "model.path=x/y/z: no such folder or file, and no id of the Hub"),
         (["model=x/y", "out=o", "refine.stepz=1"], "refine.stepz: no such key; did you mean steps?"),
-        (["model=x/y", "out=o", "for=int3"], "for=int3: choose one of noise, activations, nf4, q4_0, w4a8, w4a4"),
+        (["model=x/y", "out=o", "for=int3"], "for=int3: choose one of noise, nf4, q4_0, w4a8"),
     ],
 )
 def test_bad_input_is_answered_before_anything_runs(arguments, told, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Choose a method, refine a model that comes aligned, prove that it got better, and write what can be shipped.
 
-holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|q4_0|w4a8|…] [method=auto]
+holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|q4_0|w4a8] [method=auto]
 
 `for` names the deployment that the model is to withstand: what it is judged by. `method=auto` takes first order under
 weight noise where its memory suffices, else zeroth-order steps on the most sensitive layers, which take the memory of

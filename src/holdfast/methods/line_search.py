@@ -55,7 +55,7 @@ class LineSearch(Smoothed):
         return Outcome(done.losses, done.forwards + tried, {"strength": best, "set-aside loss": told})
 
     def _losses(self, descent: Descent, held: list[Batch], first: int) -> dict[str, float]:
-        """Mean set-aside loss of each label, undisturbed and under the draws from `first` on; the weights come back."""
+        """Mean set-aside loss of each label, undisturbed and under the draws from `first` on; weights come back."""
         found = {f"clean {label}": loss for label, loss in _mean(descent, held).items()}
         noisy = []
         for step in range(first, first + self.draws):
