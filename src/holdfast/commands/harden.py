@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> str:
     for key in ("model", "out"):
         if not asked[key]:
             raise UserError(f"{key}: no value is given; {USAGE}")
+    if chosen := next((o for o in overrides if o.startswith("study.methods=")), None):
+        raise UserError(f"{chosen}: give method=<name>")
     out = Path(asked["out"]).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there and not empty; give a new folder")
@@ -69,11 +71,11 @@ def _family(deployment: str, cfg: Config) -> str:
 
 def _with_prompts(overrides: list[str], cfg: Config) -> list[str]:
     """The overrides of a data set with enough prompts, which is made first of all: where the user's own files have too
-    few benign ones, those that come along are added. Raises `UserError` where there are too few all the same."""
+    few benign ones, those that come along are added. Raises `NotShown` where there are too few all the same."""
     own = list(cfg.data.sources) == ["harmful", "benign"] and not any(o.startswith("source=") for o in overrides)
     if own and not Path(cfg.data.dir or ".", cfg.data.sources["benign"].file).exists():
         print(
-            f"harden   no {cfg.data.sources['benign'].file} in {cfg.data.dir}; the built-in benign prompts are taken"
+            f"harden   {cfg.data.dir} has no {cfg.data.sources['benign'].file}; the built-in benign prompts are taken"
         )
         return _with_prompts([*overrides, f"source=[harmful,{BUILT_IN}]"], cfg)
     layout = Layout.of(cfg)
@@ -86,7 +88,7 @@ def _with_prompts(overrides: list[str], cfg: Config) -> list[str]:
         print(f"harden   too few prompts ({told}); the built-in benign ones are added")
         return _with_prompts([*overrides, f"source=[harmful,benign,{BUILT_IN}]"], cfg)
     if few:
-        raise UserError(f"too few prompts ({told}); {LEAST} in train and {LEAST} in test are needed of each label")
+        raise NotShown(f"too few prompts ({told}); {LEAST} in train and {LEAST} in test are needed of each label")
     return overrides
 
 
@@ -122,11 +124,11 @@ def _shipped(cfg: Config, method: str, family: str, base: Path, model: OwnModel,
     records = [pd.read_parquet(path) for path in layout.records(cfg.study)]
     numbers = report(decided, pd.read_parquet(layout.data / "prompts.parquet"), *records)
     write_text(layout.tables / REPORT, numbers)
+    asr = decided.asr
+    told = f"{asr.name}: {percent(asr.before)} → {percent(asr.after)} %, {points(asr.change)} points"
     if not decided.ships:
-        raise NotShown(f"not shipped: {'; '.join(decided.against)}; {layout.tables / REPORT} has the numbers")
+        raise NotShown(f"{told}; not shipped: {'; '.join(decided.against)}; {layout.tables / REPORT} has the numbers")
     shown = Shown(decided.title, numbers, (layout.tables / "main.md").read_text(encoding="utf-8"))
     run = layout.refine("own", cfg.align.name, method, cfg.study.seeds[0])
     package(run, base, model.given, cfg, shown, out)
-    asr = decided.asr
-    told = f"{asr.name}: {percent(asr.before)} → {percent(asr.after)} %, {points(asr.change)} points"
     return f"harden   {told}; wrote {out}"

@@ -18,7 +18,7 @@ CARD = """---
 # {name}, hardened with {method}
 
 Refined by holdfast ([the paper that it implements](https://arxiv.org/abs/2605.29396)) so that its safety alignment
-withstands {deployment} better than that of `{given}`.
+withstands the deployment ({deployment}) better than that of `{given}`.
 
 ## Measured before and after
 
@@ -36,8 +36,8 @@ All families, before ({reference}) and after ({method}):
 
 ## What this does not say
 
-The prompts were those of `{sources}`; other harm, other languages and other attacks were not measured. What the base
-model answered undisturbed, this one answers too. The licence of the base model applies.
+The prompts were those of `{sources}`; other harm, other languages and other attacks were not measured. The
+intervals are for other prompts of the same kind. The licence of the base model applies.
 """
 TRAJECTORY = """`trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
   `holdfast replay base={given} trajectory=trajectory.jsonl out=replayed`"""

@@ -92,6 +92,7 @@ def _write_weights(made: Path, base: Path, out: Path, kept: bool) -> None:
                 theirs = file.get_tensor(name)
                 found[name] = theirs if ours is None else _written(held[ours].get_tensor(ours), theirs, kept)
             save_file(found, out / path.name, metadata=file.metadata())
+            (out / path.name).chmod(0o644)  # safetensors writes for the owner alone
             size += sum(tensor.nbytes for tensor in found.values())
     if shards(base) == [base / WEIGHTS]:
         return

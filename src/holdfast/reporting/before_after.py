@@ -35,9 +35,7 @@ def before_after_figure(table: pd.DataFrame, reference: str) -> Figure:
                 _panel(axis, table[table["model"] == model], method, reference, labels=place % columns == 0)
                 axis.set_title(method if len(models) == 1 else f"{model}\n{method}", loc="left", fontsize=9)
             first += rows[model]
-        figure.supxlabel(
-            f"%, grey: {reference}, black: with the method, filled: the difference is decided", fontsize=9
-        )
+        figure.supxlabel(f"%; grey: {reference}, black: the method\nfilled: the difference is decided", fontsize=8)
     return figure
 
 
