@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from holdfast.commands.replay import main as replay
 from holdfast.errors import UserError
 from holdfast.models import load as models
+from holdfast.models.card import Shown
 from holdfast.models.package import package, tensors
 from holdfast.perturbations import Bench, perturbed
 from holdfast.settings.compose import composed
@@ -123,7 +124,7 @@ def test_it_goes_all_the_way(kind, data, tokenizer, tmp_path):
         assert records["margin"].notna().equals(scored)
     stage_here("tables", *given)
     out = tmp_path / "hardened"
-    package(refined, base, str(base), composed(given), out)
+    package(refined, base, str(base), composed(given), Shown("", "", ""), out)
     assert tensors(out) == {name: t for name, t in tensors(base).items() if name in tensors(out)}
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (out, refined / "model"))
     assert ours.keys() == theirs.keys()

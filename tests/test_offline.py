@@ -11,7 +11,9 @@ from holdfast.settings.compose import composed
 from holdfast.settings.paths import CONF
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-SOURCES = sorted(path.stem for path in (CONF / "source").glob("*.yaml"))
+SOURCES = sorted(
+    {path.stem for path in (CONF / "source").glob("*.yaml")} - {"built_in_benign"}
+)  # that is always there
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_values_of_a_sweep_on_the_command_line(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     jobs = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("run.json"))]
-    for method, job in zip(("zo_selective", "zo_sign_shuffled"), jobs, strict=True):
+    for method, job in zip(("zo_selective", "zo_sign_shuffled", "zo_singular"), jobs, strict=True):
         chosen = [f"method={method}", "seed=3", "perturb=rtn", "align=sft_mine", "model=tiny"]
         assert job["overrides"] == [f"hydra.searchpath=[{tmp_path}/mine]", *chosen, *QUICK]
         assert job["seed"] == 3

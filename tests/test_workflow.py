@@ -348,7 +348,7 @@ def test_a_command_of_the_documentation_runs(stocked, line):
     """At study=smoke, dry-run, or its options alone where even that is long."""
     if documented.long(line):
         name, words = documented.module(line), shlex.split(line)[2:]
-        given = [w for w in words if w != "-m" and not w.startswith(("out=", "model=./"))]
+        given = [w for w in words if w != "-m" and not w.startswith(("out=", "model=./", "for="))]
         for job in sweep([*given, *["study=harden"] * (name == "harden")]):
             composed(job)
         return

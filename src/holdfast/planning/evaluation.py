@@ -35,7 +35,7 @@ def evaluate(case: Case) -> Demand:
     passes += [one for rows in threshold for one in read(s, rows, margins)]
     passes += [branches(s, scored, k - 1, margins) for k in case.texts.score if k > 1]
     sequences = margins * len(scored) + every * len(benign)
-    for place, (rows, times) in enumerate(answers_asked(case)):
+    for place, (rows, times) in enumerate((rows, times) for rows, times in answers_asked(case) if len(rows)):
         passes.append(steps(s, rows, e.batch_size, e.max_new_tokens, times))
         passes += read(s, rows, times) if place else []  # the test prompts' reading is counted above
         sequences += times * len(rows)
