@@ -2,7 +2,7 @@
 
 python benchmarks/faults.py --count 60 --seed 0
 
-Each fault meets a call of `snakemake` on `study=smoke` that goes on from what the last one left:
+Each fault meets a call of `snakemake` on `study=smoke` that goes on from what the last one left, less one stage's files:
 
 stage      kill -9 of one process below Snakemake
 snakemake  kill -9 of Snakemake alone
@@ -71,6 +71,13 @@ def kill(*pids: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def undo(folder: Path, noise: random.Random) -> None:
+    """Lose what one stage wrote, so that there is work for the next call."""
+    done = sorted((folder / "results/smoke").rglob("metrics.json"))
+    if done:
+        shutil.rmtree(noise.choice(done).parent)
+
+
 def inject(folder: Path, kind: str, noise: random.Random) -> str:
     """One fault; gives when and how it came."""
     if kind in ("memory", "disk"):
@@ -126,6 +133,7 @@ def main() -> None:
             folder = Path(place, "broken")
             folder.mkdir(exist_ok=True)
             kind = KINDS[number % len(KINDS)]
+            undo(folder, noise)
             said = inject(folder, kind, noise)
             counts[kind] += 1
             print(f"{number + 1:>3} {kind:<9} {said}", flush=True)
