@@ -2,7 +2,7 @@
 
 python benchmarks/faults.py --count 60 --seed 0
 
-Each fault meets a call of `snakemake` on `study=smoke` that goes on from what the last one left, less one stage's files:
+Each fault meets a call of `snakemake` on `study=smoke` that goes on from what is there, less one stage's files:
 
 stage      kill -9 of one process below Snakemake
 snakemake  kill -9 of Snakemake alone
