@@ -48,6 +48,16 @@ def says(monkeypatch, tokenizer):
     return made
 
 
+@pytest.fixture
+def taught_rows(monkeypatch):
+    """The rows of every `Batches` that is made."""
+    seen, own = [], Batches.__init__
+    monkeypatch.setattr(
+        Batches, "__init__", lambda self, rows, *a, **k: (seen.append(rows), own(self, rows, *a, **k))[1]
+    )
+    return seen
+
+
 def test_refusals_of_harmful_and_answers_to_benign_prompts_are_kept(given, says, capsys):
     says("Of course, a person.", "I must decline.")
     out = stage_here("elicit", *given)
@@ -95,33 +105,23 @@ def test_a_margin_between_what_the_model_never_says_is_refused(given, says, caps
     assert seen[0].model_dump() == made["loss"]
 
 
-def test_refinement_learns_the_models_own_words(given, says, monkeypatch):
+def test_refinement_learns_the_models_own_words(given, says, monkeypatch, taught_rows):
     monkeypatch.setattr(elicit, "FEWEST", 1)
     says("Of course, a person.", "I must decline.")
     stage_here("elicit", *given)
-    seen = []
-    own = Batches.__init__
-    monkeypatch.setattr(
-        Batches, "__init__", lambda self, rows, *a, **k: (seen.append(rows), own(self, rows, *a, **k))[1]
-    )
     stage_here("refine", *given)
     for label, words in (("harmful", "I must decline."), ("benign", "Of course, a person.")):
-        assert set(seen[0].loc[seen[0]["label"] == label, "response"]) == {words}
-    assert seen[0]["own"].all()
+        assert set(taught_rows[0].loc[taught_rows[0]["label"] == label, "response"]) == {words}
+    assert taught_rows[0]["own"].all()
 
 
-def test_a_prompt_that_the_model_answers_is_taught_its_commonest_refusal(given, says, monkeypatch):
+def test_a_prompt_that_the_model_answers_is_taught_its_commonest_refusal(given, says, monkeypatch, taught_rows):
     monkeypatch.setattr(elicit, "FEWEST", 1)
     says("Of course, a person.", "I must decline. It is about harm.")
     taught = [*given, "elicit.unrefused=taught"]
     stage_here("elicit", *taught)
-    seen = []
-    own = Batches.__init__
-    monkeypatch.setattr(
-        Batches, "__init__", lambda self, rows, *a, **k: (seen.append(rows), own(self, rows, *a, **k))[1]
-    )
     stage_here("refine", *taught)
-    harmful = seen[0][seen[0]["label"] == "harmful"]
+    harmful = taught_rows[0][taught_rows[0]["label"] == "harmful"]
     assert len(harmful) == 10
     assert not harmful["own"].all()
     assert set(harmful.loc[~harmful["own"], "response"]) == {"I must decline."}

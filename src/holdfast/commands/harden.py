@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> str:
     family = _family(asked["for"] or "noise", cfg)
     base = fetched(model.given, cfg.model.revision)  # one that is not to be had says so before anything is begun
     overrides = _with_prompts(overrides, cfg)
-    method = _method(asked["method"] or "auto", overrides)
+    method = _method(asked["method"] or "auto", overrides, cfg.study.reference)
     overrides += [f"study.methods=[{cfg.study.reference},{method}]"]
     cfg = composed([*BASE, *overrides])
     layout = Layout.of(cfg)
@@ -92,14 +92,14 @@ def _with_prompts(overrides: list[str], cfg: Config) -> list[str]:
     return overrides
 
 
-def _method(asked: str, overrides: list[str]) -> str:
+def _method(asked: str, overrides: list[str], reference: str) -> str:
     """The method that was asked for; of `auto` the first whose refinement fits into memory here."""
     if asked != "auto":
         return asked
     from holdfast.commands.plan import GIB, Choices, fits, jobs, memories
 
     for method in AUTO:
-        chosen = [*BASE, *overrides, f"study.methods=[aligned,{method}]", f"plan.gpu_gib={card_gib()}"]
+        chosen = [*BASE, *overrides, f"study.methods=[{reference},{method}]", f"plan.gpu_gib={card_gib()}"]
         choices = Choices([*chosen, "plan.flops=1", "plan.bandwidth=1"])  # of no interest: nothing is measured
         job = next(job for job in jobs(choices) if job.stage == "refine")
         if all(fits(job, gib) for gib in memories(choices.cfg)):

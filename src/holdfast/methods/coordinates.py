@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,29 +51,8 @@ class Subspace(TwoPoint, Along):
     """Two-point estimates along random signs of the coefficients."""
 
     def refine(self, task: Task) -> Outcome:
-        from holdfast.zo import ZeroOrderRefiner
-
-        directions = self.directions(task)
-
-        def begin() -> ZeroOrderRefiner:
-            return ZeroOrderRefiner(
-                task.model,
-                task.loss,
-                directions=directions,
-                mu=self.mu,
-                lr=self.rate(task),
-                queries=self.queries,
-                sigma=self.sigma,
-                tie=self.tie,
-                start=self.start,
-                noise=self.noise,
-                normalize=self.normalize,
-                seed=task.seed,
-                trajectory=task.trajectory,
-                context=task.context,
-            )
-
-        return self._steps(task, begin)
+        along = {"directions": self.directions(task), "sigma": self.sigma, "tie": self.tie, "start": self.start}
+        return self.steps(task, **along)
 
 
 @METHODS.register("subspace_gradient")
@@ -89,8 +67,7 @@ class SubspaceGradient(Along):
     def refine(self, task: Task) -> Outcome:
         import torch
 
-        from holdfast.methods.descent import frozen_but, steps_of
-        from holdfast.methods.task import Outcome
+        from holdfast.methods.descent import run
         from holdfast.zo import Span
 
         span = Span(
@@ -98,41 +75,38 @@ class SubspaceGradient(Along):
         )
         groups = list(dict.fromkeys(span.signs.values()))  # lines of one sign share a coefficient
         shared = torch.full((len(groups),), self.start, dtype=torch.float64, requires_grad=True)
-        optimizer, stream, losses = torch.optim.Adam([shared], lr=self.lr), task.stream(), []
-        with frozen_but(task.model, list(span.tensors.values())):
-            for step in task.progress(range(steps_of(task, PASS))):
-                span.write(0.0, step=step, query=0)
-                loss, gradient = _gradient(task, span, next(stream), groups)
-                if not math.isfinite(loss):
-                    raise UserError(f"the loss is {loss} at step {step}; lower method.lr")
-                shared.grad = gradient
-                optimizer.step()
-                values = dict(zip(groups, shared.tolist(), strict=True))
-                span.coefficients = {line: values[sign] for line, sign in span.signs.items()}
-                losses.append(loss)
-                task.log({"loss": loss})
+        optimizer = torch.optim.Adam([shared], lr=self.lr)
+
+        def update(step: int, batch: Batch) -> Tensor:
+            span.write(0.0, step=step, query=0)
+            loss, shared.grad = _gradient(task, span, batch, groups)
+            optimizer.step()
+            values = dict(zip(groups, shared.tolist(), strict=True))
+            span.coefficients = {line: values[sign] for line, sign in span.signs.items()}
+            return loss
+
+        outcome = run(task, list(span.tensors.values()), update, PASS)
         span.restore()
-        return Outcome(losses, forwards=PASS * len(losses))
+        return outcome
 
 
-def _gradient(task: Task, span: Span, batch: Batch, groups: list[int]) -> tuple[float, Tensor]:
+def _gradient(task: Task, span: Span, batch: Batch, groups: list[int]) -> tuple[Tensor, Tensor]:
     """The mean loss, and its gradient by the shared coefficients, (groups,)."""
     import torch
 
     from holdfast.zo.directions import along
 
-    weights, total = list(span.tensors.values()), 0.0
+    weights, losses = list(span.tensors.values()), list[torch.Tensor]()
     found = torch.zeros(len(groups), dtype=torch.float64)
     place = {sign: k for k, sign in enumerate(groups)}
 
     def add(part: Batch) -> None:
-        nonlocal total
         loss = task.loss(task.model, part).sum() / len(batch)
         gradients = torch.autograd.grad(loss, weights)
         for name, gradient in zip(span.tensors, gradients, strict=True):
             for k, slope in enumerate(along(span.directions[name], gradient)):
                 found[place[span.signs[name, k]]] += slope
-        total += loss.item()
+        losses.append(loss.detach())
 
     task.parts.each(batch, add)
-    return total, found
+    return torch.stack(losses).sum(), found

@@ -81,13 +81,13 @@ def descend(
         after(step)
         return loss
 
-    return run(descent, update, cost)
+    return run(descent.task, descent.weights, update, cost)
 
 
-def run(descent: Descent, update: Callable[[int, Batch], Tensor], cost: int) -> Outcome:
-    task = descent.task
+def run(task: Task, weights: list[nn.Parameter], update: Callable[[int, Batch], Tensor], cost: int) -> Outcome:
+    """`update` moves by a batch and gives its loss; only `weights` need gradients meanwhile."""
     losses, stream = [], task.stream()
-    with frozen_but(task.model, descent.weights):
+    with _frozen_but(task.model, weights):
         for step in task.progress(range(steps_of(task, cost))):
             losses.append(update(step, next(stream)).item())  # where the host waits, once a step
             if not math.isfinite(losses[-1]):
@@ -101,7 +101,7 @@ def steps_of(task: Task, cost: int) -> int:
 
 
 @contextmanager
-def frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+def _frozen_but(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
     """Only these weights need gradients; afterwards those do that did before."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:

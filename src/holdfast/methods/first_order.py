@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from holdfast.methods.batches import Batch
+    from holdfast.methods.descent import Descent
     from holdfast.methods.task import Outcome, Task
 
 
@@ -39,11 +40,15 @@ class Smoothed(FirstOrder):
     sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
 
     def refine(self, task: Task) -> Outcome:
-        from holdfast.methods.descent import Descent, descend
+        from holdfast.methods.descent import Descent
 
-        return descend(
-            Descent(task, self.lr), lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, (1,)), PASS
-        )
+        return self.descended(Descent(task, self.lr))
+
+    def descended(self, descent: Descent) -> Outcome:
+        """All its steps."""
+        from holdfast.methods.descent import descend
+
+        return descend(descent, lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, (1,)), PASS)
 
 
 @METHODS.register("noise_stability")
@@ -98,7 +103,7 @@ class SharpnessAware(FirstOrder):
             descent.masters.restore()
             return loss
 
-        return run(descent, update, 2 * PASS)
+        return run(task, descent.weights, update, 2 * PASS)
 
 
 @METHODS.register("neftune")

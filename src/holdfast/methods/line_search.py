@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from holdfast.methods.first_order import Smoothed
-from holdfast.methods.method import METHODS, PASS
+from holdfast.methods.method import METHODS
 from holdfast.settings.options import AtLeastZero, Count, Positive, Share, Some
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class LineSearch(Smoothed):
     moved = 5  # also the weights before
 
     def refine(self, task: Task) -> Outcome:
-        from holdfast.methods.descent import Descent, descend
+        from holdfast.methods.descent import Descent
         from holdfast.methods.task import Outcome
 
         held = task.batches.set_aside(self.set_aside, task.batch_size)
         descent = Descent(task, self.lr)
         before = [value.detach().clone() for value in descent.moved]
-        done = descend(descent, lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, (1,)), PASS)
+        done = self.descended(descent)
         after = [value.detach().clone() for value in descent.moved]
         losses = {}
         for strength in (0.0, *self.strengths):

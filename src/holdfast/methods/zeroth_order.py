@@ -1,4 +1,4 @@
-"""Refinement by forward passes alone: on the selected layers (the paper's method), on all, or in a subspace."""
+"""Refinement by forward passes alone: on the selected layers (the paper's method), or on all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from holdfast.methods.method import METHODS, Method, Noise, Normalize
 from holdfast.settings.options import Count, Positive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from holdfast.methods.task import Outcome, Task
 
 
@@ -36,17 +34,33 @@ class TwoPoint(Method):
         """Steps that the budget allows."""
         return max(1, task.budget // (2 * self.queries))
 
-    def _steps(self, task: Task, begin: Callable[[], Any]) -> Outcome:
-        """`begin` opens the refiner, which continues the log that an interrupted run left."""
+    def steps(self, task: Task, **moved: Any) -> Outcome:
+        """All steps of a refiner that moves what `moved` says, and that continues the log of an interrupted run."""
         from holdfast.methods.task import Outcome
+        from holdfast.zo import ZeroOrderRefiner
+
+        def begin() -> ZeroOrderRefiner:
+            return ZeroOrderRefiner(
+                task.model,
+                task.loss,
+                mu=self.mu,
+                lr=self.rate(task),
+                queries=self.queries,
+                normalize=self.normalize,
+                noise=self.noise,
+                seed=task.seed,
+                trajectory=task.trajectory,
+                context=task.context,
+                **moved,
+            )
 
         refiner, stream = task.logged(begin), task.stream()
-        steps = self.count(task)
+        count = self.count(task)
         for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
             next(stream)
         for loss in refiner.losses:  # what it logged may be gone, or is passed over
             task.log({"loss": loss})
-        for _ in task.progress(range(refiner.steps, steps)):
+        for _ in task.progress(range(refiner.steps, count)):
             try:
                 # A step that fails puts the weights back, so that it can begin anew under the same perturbations.
                 report = task.parts.whole([next(stream)], refiner.step)
@@ -55,7 +69,7 @@ class TwoPoint(Method):
             first = report.projected_gradients[0]
             task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
         refiner.finish()
-        return Outcome(refiner.losses, forwards=2 * self.queries * steps)
+        return Outcome(refiner.losses, forwards=2 * self.queries * count)
 
 
 @METHODS.register("zeroth_order")
@@ -65,21 +79,4 @@ class ZerothOrder(TwoPoint):
     moved = 1
 
     def refine(self, task: Task) -> Outcome:
-        from holdfast.zo import ZeroOrderRefiner
-
-        def begin() -> ZeroOrderRefiner:
-            return ZeroOrderRefiner(
-                task.model,
-                task.loss,
-                layers=task.layers,
-                mu=self.mu,
-                lr=self.rate(task),
-                queries=self.queries,
-                normalize=self.normalize,
-                noise=self.noise,
-                seed=task.seed,
-                trajectory=task.trajectory,
-                context=task.context,
-            )
-
-        return self._steps(task, begin)
+        return self.steps(task, layers=task.layers)

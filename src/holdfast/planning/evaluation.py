@@ -35,7 +35,7 @@ def evaluate(case: Case) -> Demand:
     passes += [one for rows in threshold for one in read(s, rows, margins)]
     passes += [branches(s, scored, k - 1, margins) for k in case.texts.score if k > 1]
     sequences = margins * len(scored) + every * len(benign)
-    for place, (rows, times) in enumerate((rows, times) for rows, times in answers_asked(case) if len(rows)):
+    for place, (rows, times) in enumerate(answers_asked(case)):
         passes.append(steps(s, rows, e.batch_size, e.max_new_tokens, times))
         passes += read(s, rows, times) if place else []  # the test prompts' reading is counted above
         sequences += times * len(rows)
@@ -48,8 +48,8 @@ def answers_asked(case: Case) -> list[tuple[Rows, int]]:
     """Prompts that are answered, and how many times."""
     counts = _counts(case)
     test = case.texts.evaluated("test", "benign") + case.texts.evaluated("test", "harmful")
-    tune = [(case.texts.evaluated("tune", "harmful"), counts.tuned)] if counts.tuned else []
-    return [(test, counts.answered), *tune]
+    tune = case.texts.evaluated("tune", "harmful")
+    return [(test, counts.answered), *[(tune, counts.tuned)] * bool(counts.tuned and len(tune))]
 
 
 def _counts(case: Case) -> Points:

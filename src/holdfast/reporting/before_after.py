@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from holdfast.reporting.figures import RC
+from holdfast.reporting.tables import untold
 
 ABREAST = 3  # panels
 BEFORE, AFTER = "#888888", "#000000"
@@ -65,5 +66,4 @@ def _panel(axis: Any, table: pd.DataFrame, method: str, reference: str, labels: 
 
 
 def _label(table: pd.DataFrame, name: str) -> str:
-    at = str(table.loc[table["column"] == name, "at"].iloc[0])
-    return name if at in ("mean", "clean") or at.lower().endswith(name.lower()) else f"{name} {at}"
+    return f"{name} {untold(name, str(table.loc[table['column'] == name, 'at'].iloc[0]))}".rstrip()

@@ -175,9 +175,7 @@ def terminal(frame: pd.DataFrame, setting: Setting) -> str:
         names = [("", ""), *(_name(method, setting) for method in methods)]
         blocks = [[names]]
         for column, found in mine.groupby("column", sort=False):
-            at = str(found["at"].iloc[0])
-            told = at in ("mean", "clean") or at.lower().endswith(str(column).lower())
-            cells = [(str(column), "" if told else at)]
+            cells = [(str(column), untold(str(column), str(found["at"].iloc[0])))]
             cells += [_pair(row) for row in found.set_index("method").loc[methods].to_dict("records")]
             if sum(_width(one) + GAP for one in blocks[-1]) + _width(cells) > WIDE:
                 blocks.append([names])
@@ -187,6 +185,11 @@ def terminal(frame: pd.DataFrame, setting: Setting) -> str:
     note = f"below an estimate: Δ to {setting.reference} [{setting.confidence:.0%} interval], * where it is decided"
     cautions = [line for one in setting.cautions for line in wrap(f"! {one}", WIDE, subsequent_indent="  ")]
     return "\n\n".join([*parts, "\n".join([note, setting.size, *cautions])]) + "\n"
+
+
+def untold(column: str, at: str) -> str:
+    """The level of a column; "" where its name says it, and for what has none."""
+    return "" if at in ("mean", "clean") or at.lower().endswith(column.lower()) else at
 
 
 def _width(column: list[Cell]) -> int:

@@ -118,7 +118,7 @@ class Span:
 
     def _lines(self) -> Iterator[tuple[str, int]]:
         for name, direction in self.directions.items():
-            for k in range(len(direction) if isinstance(direction, Factors) else 1):
+            for k in range(_parts(direction)):
                 yield name, k
 
     def write(self, radius: float, *, step: int, query: int) -> None:
@@ -164,8 +164,8 @@ class Span:
             parts = scratch.split([self.tensors[k].numel() for k in bundle])
             found = {k: part.view_as(self.anchors[k]) for k, part in zip(bundle, parts, strict=True)}
             for name, value in found.items():
-                count = len(direction) if isinstance(direction := self.directions[name], Factors) else 1
-                moved = [(k, c) for k in range(count) if (c := float32(coefficients[name, k]))]
+                direction = self.directions[name]
+                moved = [(k, c) for k in range(_parts(direction)) if (c := float32(coefficients[name, k]))]
                 if not moved:  # the sum would lose the sign of a zero
                     value.copy_(self.anchors[name])
                 for place, (k, c) in enumerate(moved):
@@ -211,6 +211,11 @@ def along(direction: Direction, gradient: Tensor) -> list[float]:
         products: list[float] = ((direction.left @ gradient.float()) * direction.right).sum(1).tolist()
         return products
     return [float((direction * gradient.float()).sum())]
+
+
+def _parts(direction: Direction) -> int:
+    """How many coefficients it has."""
+    return len(direction) if isinstance(direction, Factors) else 1
 
 
 def _on(direction: Direction, device: torch.device) -> Direction:
