@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.runtime import warm
+
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # files of tests run side by side
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,8 +32,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def pytest_configure(config) -> None:
+    """One server of forks for all stages of all tests, workers' too: libraries are imported once."""
+    if not hasattr(config, "workerinput"):
+        warm.start()
+
+
 def run_stage(stage: str, *overrides: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "holdfast", stage, *overrides]
+    module = "holdfast.runtime.warm" if stage in warm.LIBRARIES else "holdfast"
+    command = [sys.executable, "-m", module, stage, *overrides]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 

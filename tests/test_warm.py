@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from holdfast.runtime import warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="forks are watched on Linux alone")
 
@@ -179,3 +182,21 @@ def test_temporary_folders_of_libraries_are_a_forks_own(server, tmp_path):
     load += "sys.exit(f'{len(names)} {code} {all(map(os.path.isdir, names))}')"
     ended = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
     assert ended.stderr.splitlines()[-1] == "2 0 True"
+
+
+def test_one_server_is_enough(tmp_path, monkeypatch):
+    (tmp_path / "socket").touch()
+    monkeypatch.setenv(warm.ADDRESS, str(tmp_path / "socket"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another one was started"))
+    warm.start()
+
+
+def test_a_server_of_another_package_is_not_used(server, tmp_path):
+    """Its fork would run what the caller does not have."""
+    copy = tmp_path / "copy"
+    shutil.copytree(Path(warm.__file__).parents[1], copy / "holdfast")
+    environment = {**ENVIRONMENT, "HOLDFAST_WARM": str(server[1] / "socket"), "PYTHONPATH": str(copy)}
+    command = [sys.executable, "-m", "holdfast.runtime.warm", "echo", ""]
+    ended = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    assert "holdfast echo: echo: no such verb" in ended.stderr
+    assert_it_goes_on(server[1])

@@ -21,6 +21,7 @@ import pytest
 from conftest import run_stage
 
 from holdfast.errors import UserError
+from holdfast.runtime import warm
 from holdfast.settings.compose import composed
 from holdfast.settings.overrides import sweep
 from holdfast.workflow.grid import Workflow
@@ -64,12 +65,14 @@ def ran(tmp_path_factory):
         source = REPOSITORY / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, folder / name)
-    # The copy's own package and conf/, so that a test may edit them.
-    os.environ["PYTHONPATH"] = str(folder / "src")
-    ended = snakemake(folder, "results/tables", *SMOKE)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    yield folder
-    del os.environ["PYTHONPATH"]
+    with pytest.MonkeyPatch.context() as patch:
+        # The copy's own package and conf/, so that a test may edit them; and a server of forks of that package.
+        patch.setenv("PYTHONPATH", str(folder / "src"))
+        patch.delenv(warm.ADDRESS, raising=False)
+        warm.start()
+        ended = snakemake(folder, "results/tables", *SMOKE)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        yield folder
 
 
 def test_tables_and_figures_are_there(ran):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from holdfast.errors import UserError
-from holdfast.settings.options import SECTIONS, Config, Count, Options, Positive, Registry, Section, Share, section
+from holdfast.settings.options import SECTIONS, Config, Count, Options, Positive, Registry, Section, section
 
 if TYPE_CHECKING:
     from holdfast.methods.task import Outcome, Task
@@ -43,7 +43,7 @@ class Method(Options):
     name: str
     kind: str
     select: Select = Select()
-    share: Share = Field(default=1.0, description="of the common budget")
+    share: Positive = Field(default=1.0, description="of the common budget; above 1 it spends more than the others")
     of: str | None = Field(default=None, description="the method whose walk a control repeats")
 
     refines: ClassVar[bool] = True  # whether there is a refined model at all

@@ -4,7 +4,7 @@ Snakemake starts every stage as a process of its own, and a third of a tiny mode
 transformers. `start` leaves a server behind, for as long as the process that called it lives. Called as
 `python -m holdfast.runtime.warm <stage> <overrides>`, this module asks the server for a fork with its own arguments,
 environment, folder, streams and number of threads. It ends with the fork's exit status, and takes the fork along if it
-is killed. Where no server answers, or one of another Python, it becomes `holdfast <stage> <overrides>` itself.
+is killed. Where no server answers, or one of another Python or package, it becomes `holdfast <stage> <overrides>`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ LIBRARIES = {
 }
 
 
+PROGRAM = f"{sys.prefix} {os.path.realpath(__file__)}"  # what a fork would be of
 TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # what libraries made as they were loaded
 
 
@@ -57,12 +58,13 @@ class Request(NamedTuple):
     arguments: list[str]
     folder: str
     environment: dict[str, str]
-    python: str
+    program: str
 
 
 def start() -> None:
-    """Start the server. Only on Linux, where the end of a process can be waited for like the end of a stream."""
-    if not hasattr(os, "pidfd_open"):
+    """Start the server, where none is around this process. Only on Linux, where the end of a process can be waited for
+    like the end of a stream."""
+    if not hasattr(os, "pidfd_open") or os.path.exists(os.environ.get(ADDRESS, "")):
         return
     folder = tempfile.mkdtemp(prefix="holdfast-")
     os.environ[ADDRESS] = os.path.join(folder, "socket")
@@ -105,7 +107,7 @@ def _answered(server: socket.socket) -> tuple[Request, list[int]] | None:
             streams = socket.recv_fds(connection, 1, 3)[1]
             with connection.makefile("rb") as lines:
                 request = Request(*json.loads(lines.readline()))
-            wanted = request.python == sys.prefix and _loaded(request.stage)
+            wanted = request.program == PROGRAM and _loaded(request.stage)
             if wanted and os.fork() == 0:
                 _watched(connection, [*streams, server.fileno()])
                 return request, streams
@@ -180,7 +182,7 @@ def _become(request: Request, streams: list[int]) -> None:
 
 def main(stage: str, *arguments: str) -> None:
     """Run the stage in a fork of the server, or else in this process."""
-    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), sys.prefix)
+    request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), PROGRAM)
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(os.environ.get(ADDRESS, ""))
