@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -20,16 +21,18 @@ from holdfast.commands.own_model import alone
 from holdfast.commands.replay import main as replay
 from holdfast.errors import NotShown, UserError
 from holdfast.models.card import Shown
-from holdfast.models.load import fetched
+from holdfast.models.load import fetched, load, save
 from holdfast.models.package import package, tensors
 from holdfast.reporting import decision
 from holdfast.settings.compose import composed
+from holdfast.zo import ZeroOrderRefiner, alignment_directions, singular_directions, write_directions
 
 QUICK = ("refine.steps=2", "refine.queries=2", "refine.batch_size=4", "claims.top_k=1")
 QUICK += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "perturb=[weight_noise,nf4]")
 QUICK += ("perturb.weight_noise.levels=[0.1]", "perturb.weight_noise.draws=1", "evaluate.max_new_tokens=4")
 QUICK += ("tables.resamples=50", "tables.coverage.studies=10")
 QUICK += ("tracking=disabled", "evaluate.prompts={test/harmful: 20, test/benign: 20, tune/harmful: 0}")
+TIMING = {"method_seconds": 1.0}
 ZO = ("method=zo_selective", "method.select.k=1")
 
 
@@ -200,3 +203,44 @@ def test_a_folder_that_is_not_the_base_is_refused(base, tmp_path):
                 refined, base, str(base), composed(["study=harden", "model=own"]), Shown("", "", ""), tmp_path / "out"
             )
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_refinement_along_the_alignment_replays_as_its_card_says(base, tmp_path, rank, monkeypatch):
+    """Without the model before alignment where the log comes with its directions."""
+    cfg = composed(["study=harden", "model=own", f"model.path={base}", f"model.origin={tmp_path / 'before'}"])
+    (model, tokenizer), before = load(str(base), cfg.model), load(str(base), cfg.model)[0]
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.mul_(0.9)
+    save(before, tokenizer, tmp_path)
+    (tmp_path / "model").rename(tmp_path / "before")
+    refined = tmp_path / "refine/zo_singular/s0"
+    names = [name for name, _ in model.named_parameters() if name.endswith("proj.weight")]
+    directions = (
+        singular_directions(model, before, names, rank) if rank else alignment_directions(model, before, names)
+    )
+    if rank:
+        write_directions(refined / "trajectory.jsonl", directions)
+    refiner = ZeroOrderRefiner(
+        model,
+        lambda model, rows: model(rows).logits.float().logsumexp(-1).mean(-1),
+        directions=directions,
+        sigma=0.1,
+        mu=0.1,
+        lr=0.1,
+        trajectory=refined / "trajectory.jsonl",
+    )
+    refiner.step(torch.arange(12).reshape(2, 6))
+    refiner.finish()
+    save(model, tokenizer, refined)
+    for name, told in {"metrics": {"layers": names, "loss": [1.0], "forwards": 2}, "timing": TIMING}.items():
+        (refined / f"{name}.json").write_text(json.dumps(told))
+    (refined / "config.yaml").write_text("method: {kind: subspace, lr: 0.1, sigma: 0.1}")
+    package(refined, base, str(base), cfg, Shown("", "", ""), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    monkeypatch.chdir(tmp_path / "out")
+    replay(re.search(r"`holdfast replay (.*)`", card)[1].split())
+    for path in (tmp_path / "out/replayed").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert ("origin=" in card) == (rank is None)

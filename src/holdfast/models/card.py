@@ -40,7 +40,7 @@ The prompts were those of `{sources}`; other harm, other languages and other att
 intervals are for other prompts of the same kind. The licence of the base model applies.
 """
 TRAJECTORY = """`trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
-  `holdfast replay base={given} trajectory=trajectory.jsonl out=replayed`"""
+  `holdfast replay base={given}{origin} trajectory=trajectory.jsonl out=replayed`"""
 TOLD = ("lr", "sigma", "mu", "queries")  # of a method's options
 AGAIN = """the same command gives the same weights, bitwise, of the same prompts, on the same processor, with as many
   threads and these versions: torch {torch}, transformers {transformers}"""
@@ -70,7 +70,6 @@ def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, shown: 
     own = OmegaConf.load(refined / "config.yaml").method  # as it was refined
     method = refined.parent.name
     versions = {name: version(name) for name in ("torch", "transformers")}
-    log = (refined / "trajectory.jsonl").exists()
     return CARD.format(
         front=_front(base, given),
         name=given.rstrip("/").rpartition("/")[2],
@@ -86,11 +85,22 @@ def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, shown: 
         forwards=spent["forwards"],
         batch=cfg.refine.batch_size,
         seconds=timing["method_seconds"],
-        again=TRAJECTORY.format(given=given) if log else AGAIN.format(**versions),
+        again=_again(refined, given, cfg.model.origin) or AGAIN.format(**versions),
         tensors=said.tensors,
         files=said.files,
         sources="`, `".join(cfg.data.sources) or cfg.data.kind,
     )
+
+
+def _again(refined: Path, given: str, origin: str | None) -> str | None:
+    """How to replay the log, where there is one. Of directions that it does not come with the model before alignment,
+    `origin`, makes them anew."""
+    log = refined / "trajectory.jsonl"
+    if not log.exists():
+        return None
+    with log.open(encoding="utf-8") as lines:
+        anew = "directions" in json.loads(next(lines)) and not (refined / "directions.safetensors").exists()
+    return TRAJECTORY.format(given=given, origin=f" origin={origin}" if anew else "")
 
 
 def _how(method: Any, spent: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from holdfast.runtime.files import write_text
 from holdfast.settings.options import Config
 
 TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+LOGS = ("trajectory.jsonl", "directions.safetensors")
 FORM = [
     *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "chat_template.*"),
@@ -38,9 +39,9 @@ def package(refined: Path, base: Path, given: str, cfg: Config, shown: Shown, ou
     for pattern in TERMS:
         for path in base.glob(pattern):
             shutil.copy2(path, temporary)
-    log = refined / "trajectory.jsonl"
-    if log.exists():
-        shutil.copy2(log, temporary)
+    for path in map(refined.joinpath, LOGS):
+        if path.exists():
+            shutil.copy2(path, temporary)
     write_text(temporary / "README.md", card(refined, base, given, cfg, said, shown))
     if out.is_dir():
         out.rmdir()
