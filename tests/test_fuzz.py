@@ -12,14 +12,19 @@ import struct
 import pandas as pd
 import pytest
 import torch
+from conftest import random_model
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from test_gguf import written
 
 from holdfast.datasets.files import parsed
 from holdfast.datasets.local import build
+from holdfast.datasets.tokens import prompts_ids
 from holdfast.errors import UserError
 from holdfast.models.checkpoints import check, context, dtype_of, ends, shards, tensors
+from holdfast.models.gguf import dequantized
+from holdfast.models.load import tokenizer_of
 from holdfast.settings.compose import composed
 from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions
 
@@ -191,6 +196,58 @@ def test_configurations_of_models(tmp_path_factory, files):
             one_line(error)
 
 
+def windows(whole: bytes, *places: int) -> st.SearchStrategy[bytes]:
+    """The bytes with some 600 after one of the places damaged."""
+    return st.sampled_from(places).flatmap(
+        lambda at: damaged(whole[at : at + 600]).map(lambda part: whole[:at] + part + whole[at + 600 :])
+    )
+
+
+def test_gguf_files(tmp_path, tokenizer, monkeypatch):
+    """Those of which our own reader of headers takes the header go on to transformers."""
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "x.gguf"
+    written(path, random_model(tokenizer, "llama"), tokenizer, "llama")
+    whole = path.read_bytes()
+
+    @FEWER
+    @given(windows(whole, 0, 200, whole.index(b"tokenizer.ggml.tokens"), whole.index(b"blk.0."), len(whole) - 600))
+    def reads(content):
+        path.write_bytes(content)
+        try:
+            dequantized(path)
+        except UserError as error:
+            one_line(error)
+
+    reads()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"])
+def test_what_comes_with_a_tokenizer(tmp_path, tokenizer, name):
+    random_model(tokenizer, "llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / name
+    whole, model = path.read_bytes(), composed(["model=own", f"model.path={tmp_path}"]).model
+    jinja = st.lists(st.sampled_from(JINJA) | ODD, max_size=5).map(lambda parts: "".join(parts).encode())
+
+    @FEWER
+    @given(damaged(whole) | jinja if name.endswith("jinja") else damaged(whole))
+    def reads(content):
+        path.write_bytes(content)
+        try:
+            encoded = tokenizer_of(tmp_path, tmp_path, model)
+            prompts_ids(encoded, pd.DataFrame({"prompt": ["How do I feed {{ cats }}?"], "turns": [None]}))
+        except UserError as error:
+            one_line(error)
+
+    reads()
+
+
+JINJA = [
+    *("{{ messages }}", "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ ''.__class__.__mro__ }}"),
+    *("{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% if x %}", "{% endif %}", "{{ messages[9].content }}", "{#"),
+    *("{{ m['content'] + m['role'] }}", "{% set x = namespace() %}", "{{ range(10 ** 9) }}", "{% include 'x' %}"),
+]
 KEYS = st.sampled_from(
     ["refine.lr", "refine", "method", "perturb", "data.sources", "model", "seed", "x", "hydra.run.dir"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from importlib.metadata import PackageNotFoundError
 
 import gguf
@@ -110,6 +111,46 @@ def test_what_is_no_model_ends_in_one_line(tmp_path):
         fetched(str(path))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("block_count", 2**31 - 1, "it claims 2147483647 layers and holds 2"),
+        ("embedding_length", 2**24, "it describes"),
+        ("feed_forward_length", 2**30, "it describes"),
+        ("attention.key_length", 2**30, None),  # which transformers' Llama does not read
+        ("attention.head_count", 2**28, ""),
+        ("attention.head_count", 0, ""),
+        ("context_length", 2**31 - 1, None),
+    ],
+)
+def test_a_model_larger_than_its_file_is_refused_before_it_is_made(tokenizer, tmp_path, key, value, told):
+    path = tmp_path / "x.gguf"
+    written(path, random_model(tokenizer, "llama"), tokenizer, "llama")
+    whole = bytearray(path.read_bytes())
+    at = whole.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4
+    whole[at : at + 4] = value.to_bytes(4, "little")
+    path.write_bytes(whole)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if told is None:
+        assert fetched(str(path)).is_dir()
+    else:
+        with pytest.raises(UserError, match=f"transformers cannot read this GGUF file .*{told}"):
+            fetched(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+@pytest.mark.parametrize("length", [2**61, 2**40, 2**20])
+def test_an_array_longer_than_its_file_is_refused(tokenizer, tmp_path, length):
+    path, key = tmp_path / "x.gguf", b"tokenizer.ggml.token_type"
+    written(path, random_model(tokenizer, "llama"), tokenizer, "llama")
+    whole = bytearray(path.read_bytes())
+    at = whole.index(key) + len(key) + 8
+    whole[at : at + 8] = length.to_bytes(8, "little")
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="transformers cannot read this GGUF file"):
+        fetched(str(path))
 
 
 def test_a_package_goes_before_the_hub_where_it_is_installed(tmp_path, monkeypatch):

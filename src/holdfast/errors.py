@@ -1,6 +1,11 @@
 """The exceptions whose message is meant for the person at the terminal."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
+
+
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, and what would be right. `status` is the exit status.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 
 
 def parsed(place: str, content: Path | bytes) -> pd.DataFrame:
@@ -32,8 +32,7 @@ def parsed(place: str, content: Path | bytes) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: byte {error.start} is not UTF-8; convert the file") from None
     except (ValueError, OSError, RecursionError, csv.Error) as error:  # a JSONDecodeError is a ValueError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{place}: not readable as {suffix[1:]} ({reason})") from None
+        raise UserError(f"{place}: not readable as {suffix[1:]} ({first_line(error)})") from None
 
 
 def _text(content: bytes) -> str:

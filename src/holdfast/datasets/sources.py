@@ -15,7 +15,7 @@ import pandas as pd
 from holdfast.datasets.files import parsed
 from holdfast.datasets.rows import CONTEXT_END
 from holdfast.datasets.turns import Chat, answer, chat, is_chat
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 
 T = TypeVar("T", str, Chat)
 MESSAGES = "messages"  # where chats stand by custom
@@ -131,7 +131,7 @@ def _from_hub(name: str, source: dict[str, Any]) -> tuple[pd.DataFrame, dict[str
 
 
 def _hub_error(name: str, hub: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if "gated" in reason:
         page = f"https://huggingface.co/datasets/{hub}"
         return f"{hub}: gated; accept its licence at {page}, then `hf auth login`; or set data.sources.{name}.file=…"

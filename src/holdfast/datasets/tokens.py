@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jinja2 import TemplateError
 
 from holdfast.datasets.turns import conversation
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -89,9 +89,9 @@ def check_conversation(tokenizer: Any) -> None:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         try:
             whole, asked = _templated(tokenizer, turns), prompt_ids(tokenizer, prompt)
+            parts = [*asked, *response_ids(tokenizer, response, end=True)]
         except TemplateError as error:  # some know no system turn
             raise UserError(f"{tokenizer.name_or_path}: its chat template takes no such turns ({error})") from None
-        parts = [*asked, *response_ids(tokenizer, response, end=True)]
         if parts not in (whole, [*whole, tokenizer.eos_token_id]):  # which a template may leave out
             one, other = (repr(tokenizer.decode(ids)[-len(response) - 40 :]) for ids in (whole, parts))
             raise UserError(
@@ -142,7 +142,13 @@ def prompts_ids(tokenizer: Any, rows: Any) -> list[list[int]]:
 
 
 def _templated(tokenizer: Any, turns: list[dict[str, str]], **more: Any) -> list[int]:
-    return list(tokenizer.apply_chat_template(turns, return_dict=False, **more))
+    """Raises `TemplateError` for all that goes wrong in a template, which is a program."""
+    try:
+        return list(tokenizer.apply_chat_template(turns, return_dict=False, **more))
+    except TemplateError:
+        raise
+    except Exception as error:
+        raise TemplateError(first_line(error)) from None
 
 
 def _place(row: Any) -> str:
@@ -159,12 +165,14 @@ def response_ids(tokenizer: Any, response: str, end: bool) -> list[int]:
 def turn_end(tokenizer: Any, template: str) -> tuple[int, ...]:
     """What the chat template writes after a response, and alignment teaches as its end: Gemma's is <end_of_turn> and a
     line break where its tokenizer's end of text is <eos>. The latter, if there is one, where the template writes
-    nothing."""
+    nothing. Raises `TemplateError` for a template that leaves the response out."""
     turns = [[{"role": "user", "content": "1"}, {"role": "assistant", "content": digit}] for digit in "23"]
-    one, other = (tokenizer.apply_chat_template(t, chat_template=template, return_dict=False) for t in turns)
-    same = next(count for count, pair in enumerate(zip(one[::-1], other[::-1], strict=False)) if pair[0] != pair[1])
+    one, other = (_templated(tokenizer, t, chat_template=template)[::-1] for t in turns)
+    same = next((count for count, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    if same is None:
+        raise TemplateError("it leaves the answer out")
     text = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    return tuple(one[len(one) - same :]) or text
+    return tuple(one[:same][::-1]) or text
 
 
 def stops(tokenizer: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 
 
 def harness(
@@ -34,7 +34,7 @@ def harness(
             bootstrap_iters=0,
         )
     except (OSError, ValueError) as error:  # what the Hub's client and datasets raise without a network
-        raise UserError(f"evaluate.tasks={list(tasks)}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"evaluate.tasks={list(tasks)}: {first_line(error)}") from None
     return {
         f"{task}/{metric.removesuffix(',none')}": value
         for task, scores in found["results"].items()

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from pydantic import Field, model_validator
 
 from holdfast.datasets.rows import CONTEXT_END
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.judges.judge import BROKEN, COMPLIED, JUDGES, PARTIAL, REFUSED, SAFE, UNSCORED, Verdicts
 from holdfast.judges.parsers import Judgement, expectation, parsed
 from holdfast.judges.rules import Rules
@@ -197,9 +197,8 @@ def _loaded(judge: Classifier, device: str) -> tuple[Any, Any]:
             judge.path, dtype=getattr(torch, judge.dtype), use_safetensors=True, **options
         )
     except Exception as error:  # the Hub client, safetensors and transformers each raise their own kinds
-        reason = str(error).strip().splitlines()[0]
         hint = "give a local folder as judge.path, or log in with `hf auth login` for a gated model"
-        raise UserError(f"{judge.path}: the judge could not be loaded ({reason}); {hint}") from None
+        raise UserError(f"{judge.path}: the judge could not be loaded ({first_line(error)}); {hint}") from None
     if judge.chat_template and tokenizer.chat_template is None:
         raise UserError(f"{judge.path}: its tokenizer has no chat template; give judge.template")
     if tokenizer.pad_token_id is None:

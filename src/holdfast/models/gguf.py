@@ -10,7 +10,8 @@ import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
+from holdfast.models.gguf_header import check_sizes, read_header
 
 
 def dequantized(path: Path) -> Path:
@@ -48,11 +49,11 @@ def _convert(path: Path, folder: Path) -> None:
     given = {"gguf_file": path.name, "local_files_only": True}
     try:
         with redirect_stderr(io.StringIO()):  # a bar of progress, which a log would hold line by line
+            check_sizes(read_header(path), path)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **given)
             read = AutoModelForCausalLM.from_pretrained(path.parent, dtype="float32", **given)
     except Exception as error:  # gguf and transformers each raise their own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: transformers cannot read this GGUF file ({reason})") from None
+        raise UserError(f"{path}: transformers cannot read this GGUF file ({first_line(error)})") from None
     del read.config.quantization_config  # as it was dequantized; `save_pretrained` refuses a model that has one
     fresh = type(read)(read.config)
     fresh.load_state_dict(read.state_dict())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.datasets.rows import COLUMNS
 from holdfast.datasets.tokens import check_conversation, converse
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.models import checkpoints
 from holdfast.models.gguf import dequantized
 from holdfast.runtime.memory import out_of_memory
@@ -88,11 +88,10 @@ def _folder(path: str, revision: str | None) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"{path}: no such folder, and not on the Hub (or private: `hf auth login`)") from None
     except (HfHubHTTPError, OSError) as error:  # without a network the client says that its cache holds nothing
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{path}: not to be had from the Hub ({reason}); without a network set model.path=<local folder>, or "
-            f"HF_HOME to a cache that holds it (HF_ENDPOINT to a mirror); if its page {page} asks for it, accept the "
-            "licence first"
+            f"{path}: not to be had from the Hub ({first_line(error)}); without a network set model.path=<local "
+            f"folder>, or HF_HOME to a cache that holds it (HF_ENDPOINT to a mirror); if its page {page} asks for it, "
+            "accept the licence first"
         ) from None
 
 
@@ -164,7 +163,7 @@ def _read(path: str | Path, folder: Path, model: Model) -> Any:
 
 
 def _not_loaded(path: str | Path, error: Exception) -> UserError:
-    return UserError(f"{path}: the model could not be loaded ({str(error).strip().splitlines()[0]})")
+    return UserError(f"{path}: the model could not be loaded ({first_line(error)})")
 
 
 def tokenizer_of(path: str | Path, folder: Path, model: Model) -> Any:

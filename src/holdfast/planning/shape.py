@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.models.checkpoints import check
 from holdfast.models.gguf import local
 from holdfast.settings.schema import Model
@@ -121,8 +121,8 @@ def config_of(model: Model, vocabulary: int) -> Any:
         try:
             return AutoConfig.for_model(kind, **given)
         except (ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model.architecture: transformers makes no model of it ({reason})") from None
+            told = f"transformers makes no model of it ({first_line(error)})"
+            raise UserError(f"model.architecture: {told}") from None
     if Path(path).is_dir():
         check(path, Path(path))
     try:
@@ -130,8 +130,7 @@ def config_of(model: Model, vocabulary: int) -> Any:
             path, revision=model.revision, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model={model.name}: no configuration of {path} is on this machine ({reason}); give its sizes as "
-            "model.architecture, or a folder with a config.json as model.path"
+            f"model={model.name}: no configuration of {path} is on this machine ({first_line(error)}); give its sizes "
+            "as model.architecture, or a folder with a config.json as model.path"
         ) from None

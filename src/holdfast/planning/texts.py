@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from holdfast.datasets.rows import COLUMNS
 from holdfast.datasets.sampling import capped
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.methods import LOSSES
 from holdfast.methods.losses import reads
 from holdfast.models.checkpoints import check
@@ -156,7 +156,7 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # tokenizers and transformers each raise their own kinds
-        raise UserError(f"{place}: its tokenizer could not be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{place}: its tokenizer could not be loaded ({first_line(error)})") from None
 
     def tokens(texts: Sequence[str]) -> list[float]:
         return [float(len(ids)) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

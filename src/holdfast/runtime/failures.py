@@ -7,7 +7,7 @@ import sys
 
 from omegaconf.errors import OmegaConfBaseException
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.compose import explained
 
@@ -24,7 +24,7 @@ def is_expected(error: Exception) -> bool:
 
 def said(error: Exception) -> str:
     """One line for an error; with its kind for one that is not expected."""
-    first = str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
+    first = first_line(error)
     if out_of_memory(error):
         return f"memory ran out ({first}); lower the stage's batch_size, or take a smaller model or dtype"
     if isinstance(error, OmegaConfBaseException):

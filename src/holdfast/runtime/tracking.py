@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.runtime.files import as_json, write_text
 from holdfast.settings.options import Config, Options, section
 
@@ -82,7 +82,7 @@ class Tracker:
             write_text(self.out / OWN, as_json({"id": run.id, "settings": digest}))
         except wandb.errors.Error as error:
             hint = "set tracking=offline or run `wandb login`"
-            raise UserError(f"tracking={cfg.tracking.mode}: {str(error).splitlines()[0]}; {hint}") from None
+            raise UserError(f"tracking={cfg.tracking.mode}: {first_line(error)}; {hint}") from None
         return run
 
     def log(self, values: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from holdfast.errors import UserError
+from holdfast.errors import UserError, first_line
 from holdfast.settings.explain import BadValue, bad_value, choices, place
 from holdfast.settings.options import Config, Options, Registry, imported, sections
 from holdfast.settings.overrides import NO_FILE, OUTSIDE, expanded, files
@@ -170,9 +170,9 @@ def explained(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not of the form key=value ({_first_line(error)})"
+        return f"{error.override}: not of the form key=value ({first_line(error)})"
     if isinstance(error, InterpolationKeyError):
-        return f"{getattr(error, 'full_key', '')}: {_first_line(error)}"
+        return f"{getattr(error, 'full_key', '')}: {first_line(error)}"
     text = str(error)
     if "does not support sweep type" in text:
         return "interval(…) is for a sweeper that draws from it; add hydra/sweeper=optuna"
@@ -188,8 +188,4 @@ def explained(error: Exception) -> str:
     if key:
         return f"{key}: no such key; {choices(key.partition('.')[0], [*sections(), *VALUES])}"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
-    return _first_line(cause)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].strip()
+    return first_line(cause)
