@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> str:
     overrides = [f"study.name=harden-{model.name()}", *model.overrides, *overrides]
     cfg = composed([*BASE, *overrides])
     family = _family(asked["for"] or "noise", cfg)
+    if asked["method"] not in (None, "", "auto"):
+        composed([*BASE, *overrides, f"method={asked['method']}"])
     base = fetched(model.given, cfg.model.revision)  # one that is not to be had says so before anything is begun
     overrides = _with_prompts(overrides, cfg)
     method = _method(asked["method"] or "auto", overrides, cfg.study.reference)

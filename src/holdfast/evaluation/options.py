@@ -6,7 +6,10 @@ from pydantic import Field
 
 from holdfast.errors import UserError
 from holdfast.perturbations import Point, grid
+from holdfast.settings.explain import choices
 from holdfast.settings.options import Config, Count, Options, Whole, section
+
+PARTS = [f"{split}/{label}" for split in ("test", "threshold", "tune") for label in ("harmful", "benign")]
 
 
 @section("evaluate")
@@ -28,12 +31,14 @@ class EvaluateOptions(Options):
     )
     task_limit: Count | None = Field(default=None, description="documents a task")
     task_folder: str | None = Field(default=None, description="task files of one's own")
-    prompts: dict[str, int | None] = Field(
+    prompts: dict[str, Whole | None] = Field(
         default_factory=dict, description="cap per split and label, spread over sources and categories"
     )
     seed: Whole = Field(default=0, description="of what a cap leaves out; the same prompts for every checkpoint")
 
     def agree(self, key: str, cfg: Config) -> None:
+        if strange := next((part for part in self.prompts if part not in PARTS), None):
+            raise UserError(f"{key}.prompts.{strange}: no such split and label; {choices(strange, PARTS)}")
         if "perturb" not in cfg:
             return
         known = task_points(cfg)

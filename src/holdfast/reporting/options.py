@@ -8,7 +8,9 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Field, field_validator
 
 from holdfast.errors import UserError
+from holdfast.settings.explain import choices
 from holdfast.settings.options import Config, Count, Options, Positive, Registry, Share, Some, section
+from holdfast.settings.overrides import files
 from holdfast.settings.paths import runs
 
 Correlation = Annotated[float, Ge(0), Le(0.9)]
@@ -113,6 +115,13 @@ class Claims(Options):
         return {name: at for name, at in families.items() if at is not None}
 
     def agree(self, key: str, cfg: Config) -> None:
+        for name, at in self.families.items():
+            known = sorted({*files("perturb"), *(cfg.perturb if "perturb" in cfg else ())})
+            if at.perturbation not in known and "." not in at.perturbation:
+                raise UserError(
+                    f"{key}.families.{name}.perturbation={at.perturbation}: no such perturbation; "
+                    f"{choices(at.perturbation, known)}"
+                )
         if "study" not in cfg:
             return
         known = {method for _, _, method, _ in runs(cfg.study)}

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from holdfast.errors import UserError, first_line
@@ -171,9 +171,11 @@ def explained(error: Exception) -> str:
         return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not of the form key=value ({first_line(error)})"
-    if isinstance(error, InterpolationKeyError):
-        return f"{getattr(error, 'full_key', '')}: {first_line(error)}"
     text = str(error)
+    if isinstance(error, InterpolationResolutionError):  # a key, a variable or a resolver that there is not
+        key = re.search(r"^\s*full_key: (\S+)", text, re.M)
+        said = first_line(error).replace("KeyError raised while resolving interpolation: ", "").strip('"')
+        return f"{key[1]}: {said}" if key else said
     if "does not support sweep type" in text:
         return "interval(…) is for a sweeper that draws from it; add hydra/sweeper=optuna"
     group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)

@@ -15,15 +15,18 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
-from holdfast.settings.explain import folders
+from holdfast.settings.explain import choices, folders
+from holdfast.settings.options import sections
 
 OUTSIDE = ("align", "method", "judge")  # for which a class may be chosen in the place of a file
 NO_FILE = "outside"
+NO_NAME = re.compile(r"[-+\d.e_]+|true|false|null|inf|nan|", re.IGNORECASE)  # which Hydra takes for values
 
 
 def expanded(overrides: list[str]) -> list[str]:
     """What stands in the place of a file, spelled out: a model's folder or Hub id, `package.module.Class` of a method,
     recipe, judge or perturbation, a variant of the study's, and `glob(…)`."""
+    _check_form(overrides)
     found = [one for override in overrides for one in _spelled(override, overrides)]
     variants = _variants(found)
     name = next((o.partition("=")[2] for o in found if o.startswith("method=")), None)
@@ -35,6 +38,19 @@ def expanded(overrides: list[str]) -> list[str]:
     own += [f"++method.name={name}"] * (base != name)
     at = found.index(f"method={name}")
     return [*own, *found[:at], f"method={base}", *found[at + 1 :]]  # what the user sets comes later, and wins
+
+
+def _check_form(overrides: list[str]) -> None:
+    """Raise `UserError` for what Hydra takes for another thing than was meant, or fails on."""
+    for override in overrides:
+        key, given, value = override.lstrip("+~").partition("=")
+        known = files(key, overrides) if key else []
+        if given and not key:
+            raise UserError(f"{override}: not of the form key=value")
+        if key == "hydra" or (key in sections() and not known and not value.startswith("{")):
+            raise UserError(f"{override}: {key} is a section; set {key}.<key>=…, see --help")
+        if known and NO_NAME.fullmatch(value) and value not in known:
+            raise UserError(f"{override}: no such choice; {choices(value, known)}")
 
 
 def _spelled(override: str, overrides: list[str]) -> list[str]:
