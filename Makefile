@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 tables: $(INSTALLED) $(if $(MODEL_$(STUDY)),$(VENV)/.$(MODEL_$(STUDY)))
 	@$(BIN)/snakemake --cores all results/tables --config study=$(STUDY)
 	@echo; cat results/tables/$(STUDY)/main.txt; echo; cat results/tables/$(STUDY)/claims.txt; echo
-	@ls results/tables/$(STUDY)/main.md results/tables/$(STUDY)/claims.md results/$(STUDY)/figures/before_after.png
+	@ls results/tables/$(STUDY)/main.md results/tables/$(STUDY)/transcripts.html results/$(STUDY)/figures/before_after.png
 
 report: tables
 	@$(BIN)/snakemake --report results/tables/$(STUDY)/report.html --quiet --config study=$(STUDY)

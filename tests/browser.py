@@ -20,10 +20,21 @@ addEventListener("unhandledrejection", (event) => said.push(String(event.reason)
 const own = console.error;
 console.error = (...words) => { said.push(words.join(" ")); own(...words); };
 </script>"""
+# `found` is what a page's own script gives.
 AFTER = """<script>
 addEventListener("load", async () => {
-  const shown = {}, wait = () => new Promise((done) => setTimeout(done, 500));
+  const wait = () => new Promise((done) => setTimeout(done, 500));
   await wait();
+  let found = {};
+  try { found = await (async () => {%s})(); } catch (error) { said.push(String(error)); }
+  const out = document.createElement("pre");
+  out.id = "found";
+  out.textContent = JSON.stringify({said, ...found});
+  document.body.append(out);
+});
+</script>"""
+RESULTS = """
+  const shown = {};
   const graph = document.querySelectorAll("canvas, svg.marks").length;
   for (const [path, result] of Object.entries(results)) {
     const image = path.endsWith(".png");
@@ -33,20 +44,17 @@ addEventListener("load", async () => {
     const box = found ? found.getBoundingClientRect() : {width: 0, height: 0};
     shown[path] = [box.width, box.height, found && image ? found.naturalWidth : 0];
   }
-  const out = document.createElement("pre");
-  out.id = "found";
-  out.textContent = JSON.stringify({said, shown, graph});
-  document.body.append(out);
-});
-</script>"""
+  return {shown, graph};
+"""
 
 
-def opened(page: Path, folder: Path) -> dict[str, Any]:
-    """`said`: errors; `shown`: of every result [width, height, the image's own width] in pixels when it is viewed;
-    `graph`: drawings on the first view."""
+def opened(page: Path, folder: Path, script: str = RESULTS) -> dict[str, Any]:
+    """`said`: errors, beside what `script` returns; of a report `shown`, of every result [width, height, the image's
+    own width] in pixels when it is viewed, and `graph`, drawings on the first view."""
     watched = folder / "watched.html"
     before, end, after = page.read_text(encoding="utf-8").rpartition("</html>")
-    watched.write_text(before.replace("<head>", "<head>" + BEFORE, 1) + AFTER + end + after, encoding="utf-8")
+    text = before.replace("<head>", "<head>" + BEFORE, 1) + AFTER % script + end + after
+    watched.write_text(text, encoding="utf-8")
     asked = (f"--user-data-dir={folder / 'profile'}", "--window-size=1600,1000", "--virtual-time-budget=60000")
     command = [str(CHROMIUM), *FLAGS, *asked, "--dump-dom", watched.as_uri()]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=180)

@@ -31,8 +31,8 @@ SMOKE = ("--config", "study=smoke")
 STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "judge", "tables")
 FLOW = Workflow({"study": "smoke"})
 FIGURES = {path.stem for path in FLOW.files("figures")}
-NAMES = set(FLOW.products) - {"estimates", "figures"}
-TABLES = {f"tables_{product}" for product in {"estimates", "figures", *NAMES}}
+NAMES = set(FLOW.products) - {"estimates", "figures", "transcripts"}
+TABLES = {f"tables_{product}" for product in FLOW.products}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

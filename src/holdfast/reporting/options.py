@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from holdfast.errors import UserError
 from holdfast.settings.explain import choices
-from holdfast.settings.options import Config, Count, Options, Positive, Registry, Share, Some, section
+from holdfast.settings.options import Config, Count, Options, Positive, Registry, Share, Some, Whole, section
 from holdfast.settings.overrides import files
 from holdfast.settings.paths import runs
 
@@ -35,6 +35,9 @@ class TablesOptions(Options):
     estimates: str | None = Field(default=None, description="folder of the estimates; null: computed anew")
     other_judges: list[str] = Field(
         default_factory=list, description="names of conf/judge, whose verdicts stand beside those of the study's judge"
+    )
+    transcripts: Whole = Field(
+        default=20000, description="responses that the page of transcripts holds at most; 0: no page"
     )
     dir: str | None = Field(default=None, description="where tables go; null: the run's own folder")
     figures: str | None = Field(default=None, description="where figures go; null: the run's own folder")
@@ -116,11 +119,11 @@ class Claims(Options):
 
     def agree(self, key: str, cfg: Config) -> None:
         for name, at in self.families.items():
-            known = sorted({*files("perturb"), *(cfg.perturb if "perturb" in cfg else ())})
-            if at.perturbation not in known and "." not in at.perturbation:
+            there = sorted({*files("perturb"), *(cfg.perturb if "perturb" in cfg else ())})
+            if at.perturbation not in there and "." not in at.perturbation:
                 raise UserError(
                     f"{key}.families.{name}.perturbation={at.perturbation}: no such perturbation; "
-                    f"{choices(at.perturbation, known)}"
+                    f"{choices(at.perturbation, there)}"
                 )
         if "study" not in cfg:
             return

@@ -203,6 +203,35 @@ def tasks(results: Results) -> Table:
 
 
 @dataclass(frozen=True)
+class Transcripts(Product):
+    """What was said, for reading: the records in compact form have no responses."""
+
+    def files(self, cfg: Config) -> list[str]:
+        return [f"{self.name}.html"]
+
+    def write(self, results: Results, folder: Path, figures: Path) -> None:
+        write_text(folder / f"{self.name}.html", self.make(results))
+
+
+def _transcripts(results: Results) -> str:
+    from holdfast.reporting.transcripts import page
+
+    cfg, said = results.cfg, results.evidence.frame("responses")
+    return page(said, results.setting, cfg.study.name, cfg.tables.transcripts)
+
+
+PRODUCTS.register("transcripts")(
+    Transcripts(
+        "transcripts",
+        "transcripts",
+        _transcripts,
+        ("responses",),
+        wanted=lambda cfg: cfg.tables.source is None and cfg.tables.transcripts > 0,
+    )
+)
+
+
+@dataclass(frozen=True)
 class Figures(Product):
     """All figures of a study, as PNG and PDF."""
 

@@ -25,6 +25,8 @@ PARTS = ("records", "sensitivity", "online", "outcomes", "costs", "timing", "tas
 HEAD = ("model", "recipe", "method")
 WORDS = (*HEAD, "perturbation", "family", "ran", "id", "split", "label", "pair", "source", "category", "verdict")
 RECORDS = (*WORDS, "seed", "level", "draw", "margin", "utility")
+SAID = ("response", "ended", "verdict", "reason")
+RESPONSES = (*HEAD, "seed", "id", "label", "source", "category", "perturbation", "family", "level", "draw", *SAID)
 SAME = ["id", "perturbation", "level", "draw", "response"]  # what tells whether two judges read the same
 COSTS = ("steps", "forwards", "sequences", "stability", "moved", "moved_by_alignment")
 TIMES = ("seconds", "peak_rss_mib", "method_seconds", "method_peak_mib")
@@ -48,6 +50,8 @@ class Evidence:
         out: a method's records could not be there without them, and the reference has none."""
         if self.source is not None:
             return {Path(self.source, f"{part}.parquet"): "tables"}
+        if part == "responses":
+            return {self.layout.data / "prompts.parquet": "data"} | dict.fromkeys(self._said(), "judge")
         if part == "records":
             judged = [self.layout, *map(self.layout.by, self.others)]
             return {path: "judge" for one in judged for path in one.records(self.study)}
@@ -59,6 +63,12 @@ class Evidence:
         name = "metrics.json" if part == "costs" else "timing.json"
         aligns = [self.layout.align(m, a, s) for m, a, _, s in runs(self.study)]
         return {folder / name: "align" for folder in aligns} | {folder / name: "probe" for folder in probes}
+
+    def _said(self) -> list[Path]:
+        """The records of the first seed, which the responses are taken from."""
+        return [
+            self.layout.judged(*run) / "records.parquet" for run in runs(self.study) if run[-1] == self.study.seeds[0]
+        ]
 
     @cache  # noqa: B019 - lives as long as its stage
     def frame(self, part: str) -> pd.DataFrame:
@@ -233,8 +243,18 @@ def _tasks(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 
+def _responses(evidence: Evidence) -> pd.DataFrame:
+    """What was said to test prompts at one seed, with the prompts."""
+    import pandas as pd
+
+    prompts, *said = map(pd.read_parquet, evidence.files("responses"))
+    found = pd.concat([one[(one["split"] == "test") & one["response"].notna()] for one in said], ignore_index=True)
+    return found[list(RESPONSES)].merge(prompts[["id", "prompt"]].drop_duplicates("id"), on="id", how="left")
+
+
 READERS: dict[str, Callable[[Evidence], Any]] = {
     "records": _records,
+    "responses": _responses,
     "sensitivity": _probed("sensitivity"),
     "online": _probed("online"),
     "outcomes": _probed("outcomes"),

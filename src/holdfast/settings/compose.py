@@ -173,9 +173,9 @@ def explained(error: Exception) -> str:
         return f"{error.override}: not of the form key=value ({first_line(error)})"
     text = str(error)
     if isinstance(error, InterpolationResolutionError):  # a key, a variable or a resolver that there is not
-        key = re.search(r"^\s*full_key: (\S+)", text, re.M)
+        at = re.search(r"^\s*full_key: (\S+)", text, re.M)
         said = first_line(error).replace("KeyError raised while resolving interpolation: ", "").strip('"')
-        return f"{key[1]}: {said}" if key else said
+        return f"{at[1]}: {said}" if at else said
     if "does not support sweep type" in text:
         return "interval(…) is for a sweeper that draws from it; add hydra/sweeper=optuna"
     group = re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text)

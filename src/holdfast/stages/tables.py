@@ -34,6 +34,8 @@ def run(run: Run) -> None:
     results = Results(measured, setting, evidence, run.cfg)
     for product in products(run.cfg):
         made = product.write(results, folder, figures)
+        if made is None:
+            continue
         if isinstance(made, dict):
             for name in made:
                 run.tracker.image(name, figures / f"{name}.png")

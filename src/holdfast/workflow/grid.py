@@ -182,7 +182,7 @@ class Workflow:
 
     def report(self, path: Path) -> dict[str, Any]:
         """How a file of the tables stage appears in the report; empty for one that does not."""
-        if path.suffix not in (".html", ".png"):
+        if path.suffix not in (".html", ".png") or path.stem == "transcripts":  # a page for itself
             return {}
         table = path.suffix == ".html"
         title = self.products[path.stem].title if table else path.stem.replace("_", " ")
