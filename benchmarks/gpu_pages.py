@@ -44,11 +44,11 @@ def paragraph() -> str:
         done = [WHAT[part] for part in WHAT if part in card["parts"]]
         page = f"benchmarks/gpu/{stem(card)}.md"
         sentences.append(
-            f"On an {card['card']} ({_versions(card)}) ran {_list(done)}{_failures(card)}: [results]({page})."
+            f"On an {card['card']} ran {_list(done)}{_failures(card)}: [results]({page}). Versions: {_versions(card)}."
         )
     missing = [WHAT[part] for part in WHAT if not any(part in card["parts"] for card in found)]
     if missing:
-        sentences.append(f"On no card ran {_list(missing)}; `make gpu` is for whoever has one.")
+        sentences.append(f"On no card ran {_list(missing)}. `make gpu` is for whoever has one.")
     return textwrap.fill(" ".join(sentences), 125, break_long_words=False, break_on_hyphens=False)
 
 

@@ -50,8 +50,14 @@ def test_pages_of_cards_and_the_paragraph_on_them_are_made_from_their_records():
         assert path.with_suffix(".md").read_text() == gpu_pages.page(card)
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+def test_the_readme_is_short_and_so_are_its_sentences():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    for part in (r"```.*?```", r"<!--.*?-->", r"!\[.*?\]\(.*?\)", r"\]\([^)]*\)"):
+        text = re.sub(part, "", text, flags=re.S)
+    sentences = [one for block in text.split("\n\n") for one in re.split(r"(?<=[.!?:])\s+", " ".join(block.split()))]
+    assert len(sentences) > 50
+    assert not [one for one in sentences if len(one.split()) > 30]
 
 
 def test_files_that_pages_name_are_there():
@@ -60,3 +66,13 @@ def test_files_that_pages_name_are_there():
         for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|yaml|smk|jinja))`", page.read_text(encoding="utf-8")):
             found = any((folder / name).exists() for folder in (ROOT, ROOT / "src/holdfast"))
             assert found or name.startswith("mine/"), f"{page.name}: {name}"
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    fetches = re.compile(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+stylesheet[^>]+href="https?:')
+    assert not [page for page in pages if fetches.search(page.read_text(encoding="utf-8"))]
