@@ -19,29 +19,64 @@ RC: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
 
 
 def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
-    """Harmful prompts answered against noise level; one panel a noise, one line a method, bands for the reference only
-    (all at once hide each other; the table has every interval)."""
+    """Harmful prompts answered against noise level; one panel a noise, one line a method, its name at its end. The
+    reference is black with its band; others are black too where their last point lies outside that band (all bands at
+    once hide each other; the table has every interval)."""
     noises = [p for p in table["perturbation"].unique() if p.endswith("noise")]
     models = table["model"].unique()
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(3.6 * len(noises) + 1.4, 2.9 * len(models)), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(noises), 2.9 * len(models)), layout="constrained")
         axes = figure.subplots(len(models), len(noises), squeeze=False, sharey=True)
-        for row, model in enumerate(models):
-            for column, noise in enumerate(noises):
-                axis = axes[row][column]
-                for place, method in enumerate(table["method"].unique()):
-                    mine = table[(table["model"] == model) & (table["method"] == method)]
-                    curve = pd.concat([mine[mine["family"] == "clean"], mine[mine["perturbation"] == noise]])
-                    curve = curve[curve["asr"].notna()].sort_values("level")
-                    axis.plot(curve["level"], 100 * curve["asr"], label=method, markersize=4, **style(place))
-                    if method == reference:
-                        band = (100 * curve["asr_low"], 100 * curve["asr_high"])
-                        axis.fill_between(curve["level"], *band, color="#000000", alpha=0.1, linewidth=0)
-                axis.set_xlabel(f"{noise.replace('_', ' ')} σ (relative to rms)")
-                axis.set_title(model, loc="left", fontsize=9)
-            axes[row][0].set_ylabel("harmful prompts\nanswered (%)")
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+        for (row, column), axis in np.ndenumerate(axes):
+            mine, noise = table[table["model"] == models[row]], noises[column]
+            mine = mine[((mine["family"] == "clean") | (mine["perturbation"] == noise)) & mine["asr"].notna()]
+            _doses(axis, mine.sort_values("level"), reference)
+            axis.set_xlabel(f"{noise.replace('_', ' ')} σ (relative to rms)")
+            axis.set_title(models[row], loc="left", fontsize=9)
+            axis.set_ylabel("harmful prompts\nanswered (%)" if column == 0 else "")
     return figure
+
+
+def _doses(axis: Any, table: pd.DataFrame, reference: str) -> None:
+    own = table[table["method"] == reference]
+    axis.fill_between(own["level"], 100 * own["asr_low"], 100 * own["asr_high"], color="black", alpha=0.1, linewidth=0)
+    ends = []
+    for method in table["method"].unique():
+        curve = table[table["method"] == method]
+        last = curve.iloc[-1]
+        inside = own["asr_low"].iloc[-1] <= last["asr"] <= own["asr_high"].iloc[-1]
+        first = method == reference
+        colour = "black" if first or not inside else "#777777"
+        look = {"color": colour, "linewidth": 2.2 if first else 1, "zorder": 3 if first else 2}
+        axis.plot(curve["level"], 100 * curve["asr"], "o-", markersize=3, **look)
+        ends.append((100 * last["asr"], method, colour, "bold" if first else "normal"))
+    axis.set_xlim(right=1.02 * table["level"].max())
+    _name_ends(axis, ends)
+
+
+def _name_ends(axis: Any, ends: list[tuple[float, str, str, str]]) -> None:
+    """The name of each line beside its end, as near as the names' own height allows, with a thin line to it."""
+    low, high = axis.get_ylim()
+    gap, right = 0.085 * (high - low), axis.get_xlim()[1]
+    ends = sorted(ends)
+    places = [end for end, *_ in ends]
+    for k in range(1, len(places)):
+        places[k] = max(places[k], places[k - 1] + gap)
+    lift = np.mean(places) - np.mean([end for end, *_ in ends]) if ends else 0.0  # half above the lines, half below
+    line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+    for (end, name, colour, weight), place in zip(ends, places, strict=True):
+        axis.annotate(
+            name,
+            xy=(right, end),
+            xytext=(1.08, max(place - lift, low)),
+            textcoords=("axes fraction", "data"),
+            color=colour,
+            weight=weight,
+            fontsize=8,
+            va="center",
+            arrowprops=line | {"relpos": (0, 0.5)},
+            annotation_clip=False,
+        )
 
 
 def style(place: int) -> dict[str, Any]:
