@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from conftest import random_llama
 from tokenizers import AddedToken, pre_tokenizers, processors
 
-from holdfast.datasets.tokens import prompt_ids, response_ids, stops, train_tokenizer
+from holdfast.datasets.tokens import check_conversation, prompt_ids, response_ids, stops, train_tokenizer
 from holdfast.errors import UserError
 from holdfast.evaluation.answers import Scorer
 from holdfast.methods.batches import Batches
@@ -154,3 +155,21 @@ def test_alignment_without_a_template_ends_in_one_line(untemplated, stage, tmp_p
     assert ended.returncode == 1
     assert "its tokenizer has no chat template; use a chat model, or model.chat_template" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("", "it leaves the answer out"),
+        ("{{ messages[0].content }}", "it leaves the answer out"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages[0].content + 1 }}", "str"),
+        ("{% for m in messages %}", "endfor"),
+    ],
+)
+def test_a_template_that_fails_or_leaves_the_answer_out_is_said_in_one_line(tokenizer, template, told):
+    broken = copy.deepcopy(tokenizer)
+    broken.chat_template = template
+    with pytest.raises(UserError, match=told) as error:
+        check_conversation(broken)
+    assert "\n" not in str(error.value)
