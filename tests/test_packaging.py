@@ -32,7 +32,7 @@ def normal(name: str) -> str:
 def test_every_dependency_is_pinned():
     pinned = {normal(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"study", "gpu", "eval", "sweep", "dev"}
+    assert set(extras) == {"study", "gpu", "eval", "sweep", "slurm", "dev"}
     asked = [r for extra in extras.values() for r in extra if not r.startswith("holdfast[")]
     for requirement in [*PROJECT["dependencies"], *asked]:
         assert normal(re.split(r"[\[<>=]", requirement)[0]) in pinned

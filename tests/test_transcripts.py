@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
@@ -9,6 +10,7 @@ import browser
 import pandas as pd
 import pytest
 
+from holdfast.reporting.inspect_log import logs
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.transcripts import page
@@ -105,3 +107,18 @@ def test_a_person_reads_it_with_keys_and_filters_and_nothing_of_it_runs(setting,
     assert len(seen["pale"]) == 1
     assert seen["pale"][0].startswith("complied")
     assert (seen["found"], seen["last"]) == (1, HOSTILE[2])
+
+
+def test_the_same_responses_are_logs_of_inspect_ai(setting):
+    made = logs(said(HOSTILE), setting, "smoke", "rules")
+    assert list(made) == ["tiny-sft-aligned", "tiny-sft-zo"]
+    log = json.loads(made["tiny-sft-zo"])
+    assert (log["version"], log["status"], log["eval"]["model"]) == (2, "success", "tiny/sft/zo")
+    assert len({(sample["id"], sample["epoch"]) for sample in log["samples"]}) == len(log["samples"]) == 18
+    one = log["samples"][0]
+    assert (one["input"], one["target"], one["scores"]["rules"]["value"]) == (HOSTILE[0], "complied", "refused")
+    assert one["metadata"]["at"] == "clean"
+    if importlib.util.find_spec("inspect_ai"):
+        from inspect_ai.log import EvalLog
+
+        assert EvalLog.model_validate(log).samples[0].scores["rules"].value == "refused"

@@ -66,7 +66,7 @@ def _names(models: list[OwnModel]) -> list[str]:
 def _told(studies: list[Study]) -> str:
     """The main table, of two models with both as rows; what gives way first; and where the tables are."""
     from holdfast.reporting.giving_way import giving_way
-    from holdfast.reporting.products import write
+    from holdfast.reporting.product import write
     from holdfast.reporting.tables import main_table, terminal
 
     metrics, setting = _named(studies)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from holdfast.reporting.products import ESTIMATES
+from holdfast.reporting.product import ESTIMATES
 from holdfast.settings.options import Config
 from holdfast.statistics.coverage import Size, coverage
 from holdfast.statistics.rates import METRICS, Metrics, Point, Sampled, by_point

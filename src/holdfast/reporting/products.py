@@ -6,83 +6,21 @@ A table of one's own is a function with the decorator `table`, in a module outsi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.reporting.options import PRODUCTS
+from holdfast.reporting.product import ESTIMATES, Files, Product, Results, table, write
 from holdfast.runtime.files import replacing, write_text
 from holdfast.settings.options import Config
 from holdfast.settings.paths import runs
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    from holdfast.reporting.measured import Measured
-    from holdfast.reporting.records import Evidence
     from holdfast.reporting.render import Table
     from holdfast.reporting.setting import Setting
-
-ESTIMATES = ("metrics.npy", "index.json")  # what all tables share
-SUFFIXES = ("csv", "md", "tex", "html")
-Wanted = Callable[[Config], bool]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What products are made from."""
-
-    measured: Measured
-    setting: Setting
-    evidence: Evidence
-    cfg: Config
-
-    def frames(self, product: Product) -> dict[str, pd.DataFrame]:
-        """The parts of the study that a product is made from."""
-        return {part: self.evidence.frame(part) for part in product.parts}
-
-
-@dataclass(frozen=True)
-class Product:
-    """`parts` of a study that it is made from beside the estimates; `wanted`: whether a study has it; `terminal`: its
-    frame as text that is narrow enough; `beside`: further files."""
-
-    name: str
-    title: str
-    make: Callable[[Results], Any]
-    parts: tuple[str, ...] = ()
-    wanted: Wanted = lambda cfg: True
-    terminal: Callable[[Any, Setting], str] | None = None
-    beside: tuple[str, ...] = ()
-
-    def files(self, cfg: Config) -> list[str]:
-        text = [f"{self.name}.txt"] if self.terminal else []
-        return [f"{self.name}.{suffix}" for suffix in SUFFIXES] + text + list(self.beside)
-
-    def write(self, results: Results, folder: Path, figures: Path) -> Any:
-        made: Table = self.make(results)
-        write(made, folder, self.name)
-        if self.terminal:
-            write_text(folder / f"{self.name}.txt", self.terminal(made.frame, results.setting))
-        return made
-
-
-def write(table: Table, folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> None:
-    texts = table.texts()
-    for suffix in suffixes:
-        write_text(folder / f"{name}.{suffix}", texts[suffix])
-
-
-def table(title: str, *parts: str, **options: Any) -> Callable[[Callable[[Results], Table]], Product]:
-    """Decorator: a function from results to a table, which has the function's name. `parts` may be records,
-    sensitivity, online, outcomes, costs, timing and tasks; `options` are fields of `Product`."""
-
-    def add(make: Callable[[Results], Table]) -> Product:
-        return PRODUCTS.register(make.__name__)(Product(make.__name__, title, make, parts, **options))
-
-    return add
 
 
 def _main_text(frame: Any, setting: Setting) -> str:
@@ -202,6 +140,10 @@ def tasks(results: Results) -> Table:
     return tasks(results.evidence.frame("tasks"), results.setting)
 
 
+def _has_responses(cfg: Config) -> bool:
+    return cfg.tables.source is None
+
+
 @dataclass(frozen=True)
 class Transcripts(Product):
     """What was said, for reading: the records in compact form have no responses."""
@@ -226,9 +168,32 @@ PRODUCTS.register("transcripts")(
         "transcripts",
         _transcripts,
         ("responses",),
-        wanted=lambda cfg: cfg.tables.source is None and cfg.tables.transcripts > 0,
+        wanted=lambda cfg: _has_responses(cfg) and cfg.tables.transcripts > 0,
     )
 )
+
+
+@dataclass(frozen=True)
+class Logs(Product):
+    """The same responses as logs of inspect_ai, one a model and method, to be read by `inspect view`."""
+
+    def files(self, cfg: Config) -> list[str]:
+        first = [run for run in runs(cfg.study) if run[-1] == cfg.study.seeds[0]]
+        return [f"{self.name}/{model}-{recipe}-{method}.json" for model, recipe, method, _ in first]
+
+    def write(self, results: Results, folder: Path, figures: Path) -> None:
+        for name, log in self.make(results).items():
+            write_text(folder / self.name / f"{name}.json", log)
+
+
+def _logs(results: Results) -> dict[str, str]:
+    from holdfast.reporting.inspect_log import logs
+
+    cfg, said = results.cfg, results.evidence.frame("responses")
+    return logs(said, results.setting, cfg.study.name, cfg.judge.name)
+
+
+PRODUCTS.register("inspect")(Logs("inspect", "logs of inspect_ai", _logs, ("responses",), wanted=_has_responses))
 
 
 @dataclass(frozen=True)
@@ -290,14 +255,6 @@ def _figures(results: Results) -> dict[str, Figure]:
 
 
 PRODUCTS.register("figures")(Figures("figures", "figures", _figures, ("records", "sensitivity", "costs")))
-
-
-@dataclass(frozen=True)
-class Files(Product):
-    """What is made before any table, or in place of them."""
-
-    def files(self, cfg: Config) -> list[str]:
-        return list(self.beside)
 
 
 PRODUCTS.register("estimates")(Files("estimates", "estimates", lambda results: None, beside=ESTIMATES))

@@ -23,7 +23,7 @@ def page(responses: pd.DataFrame, setting: Setting, study: str, most: int) -> st
     kept = _capped(responses, most)
     asked, left = kept["id"].nunique(), responses["id"].nunique()
     told = f"Seed {kept['seed'].iat[0]}, {asked} prompts" + f" of {left}; the others are left out" * (asked < left)
-    kept = kept.assign(point=_points(kept, setting), ended=kept["ended"].astype(int))
+    kept = kept.assign(point=points(kept, setting), ended=kept["ended"].astype(int))
     prompts = kept.drop_duplicates("id")
     (labels, labelled), (sources, sourced) = _coded(prompts["label"]), _coded(prompts["source"])
     codes, data = [], {"study": study, "told": f"{told}.", "labels": labels, "sources": sources}
@@ -43,7 +43,7 @@ def _capped(responses: pd.DataFrame, most: int) -> pd.DataFrame:
     return responses[responses["id"].isin(pd.concat(chosen))]
 
 
-def _points(responses: pd.DataFrame, setting: Setting) -> list[str]:
+def points(responses: pd.DataFrame, setting: Setting) -> list[str]:
     """How the point of each response reads; with its draw where a level has several."""
     names: dict[Any, str] = {}
     draws = responses.groupby(LEVEL)["draw"].nunique()

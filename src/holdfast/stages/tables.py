@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from holdfast.errors import UserError
 from holdfast.models import load as models
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.products import ESTIMATES, Files, Product, Results
+from holdfast.reporting.product import ESTIMATES, Files, Product, Results
 from holdfast.reporting.records import PARTS, Evidence
 from holdfast.runtime.files import replacing
 from holdfast.runtime.run import Run, Stage

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 from holdfast.models.load import files_of
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.products import ESTIMATES, Files, Product
+from holdfast.reporting.product import ESTIMATES, Files, Product
 from holdfast.reporting.records import Evidence
 from holdfast.runtime.devices import cards
 from holdfast.settings.compose import composed
