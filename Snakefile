@@ -12,7 +12,7 @@ try:
     flow = Workflow(config)
 except UserError as error:
     sys.exit(f"{error}")
-config["study"], config["settings"] = flow.study.name, flow.composed
+config["study"], config["settings"], config["opening"] = flow.study.name, flow.composed, flow.opening
 
 
 report: "workflow/report/study.rst"

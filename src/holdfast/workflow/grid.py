@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import os
 import shlex
@@ -54,6 +56,16 @@ class Workflow:
     def composed(self) -> str:
         """The whole configuration, as the report shows it."""
         return OmegaConf.to_yaml(OmegaConf.create(self.cfg.as_dict()))
+
+    @property
+    def opening(self) -> str:
+        """What the report opens on: the main table and the figure of before and after; nothing where they are not."""
+        table, figure = self.layout.tables / "main.txt", self.layout.figures / "before_after.png"
+        if not (table.is_file() and figure.is_file()):
+            return ""
+        picture = base64.b64encode(figure.read_bytes()).decode()
+        text = html.escape(table.read_text(encoding="utf-8"))
+        return f'<pre>{text}</pre>\n<img alt="before and after" src="data:image/png;base64,{picture}">'
 
     @property
     def on_gpu(self) -> bool:
