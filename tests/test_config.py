@@ -180,7 +180,7 @@ def test_a_model_may_be_a_folder_or_an_id_of_the_hub(model, tmp_path, monkeypatc
 
 def test_a_study_does_not_overwrite_what_a_method_was_tuned_to():
     tuned = composed(["study=paper", "method=zo_alignment_subspace", "refine.lr=0.7"]).method
-    assert (tuned.lr, tuned.mu, tuned.sigma) == (0.2, 0.1, 0.1)
+    assert (tuned.lr, tuned.mu, tuned.sigma) == (0.04, 0.1, 0.1)
     common = composed(["study=paper", "method=zo_all", "refine.lr=0.7"]).method
     assert (common.lr, common.mu) == (0.7, 0.1)
     own = composed(["study=paper", "method=fo_smoothed"]).method

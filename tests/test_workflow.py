@@ -219,9 +219,9 @@ def report(ran):
 
 def test_the_report_holds_tables_figures_settings_and_the_graph(report):
     text = report.read_text(encoding="utf-8")
-    assert set(re.findall(r"results/tables/smoke/(\w+)\.html", text)) == NAMES
+    assert set(re.findall(r"results/tables/smoke/(\w+)\.html", text)) == NAMES | {"transcripts"}
     assert "Robustness of safety alignment: study smoke" in text
-    assert "below an estimate: Δ to aligned" in text  # the main table, which it opens on
+    assert "below an estimate: " in text  # the main table, which it opens on
     assert 'alt="before and after"' in text.replace("\\", "")
     assert "first_order_lr" in text
     assert not re.search(r'(src|href)="https?://[^"]+\.(js|css)', text)

@@ -6,16 +6,18 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
 
 
-class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, and what would be right. `status` is the exit status.
+def printable(text: str) -> str:
+    """With every control character spelled out: a terminal shall not obey what it shows."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    What a message quotes may hold anything; a terminal shall not obey it.
-    """
+
+class UserError(Exception):
+    """Bad input. The message is one line: what is wrong, and what would be right. `status` is the exit status."""
 
     status = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(printable(message))
 
 
 class NotShown(UserError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from holdfast.errors import printable
 from holdfast.reporting.estimates import CLEAN, GUARDS, At, compare, estimate, judged_points, limit, sampled, worsening
 from holdfast.reporting.render import percent, points
 from holdfast.reporting.setting import Setting
@@ -107,6 +108,6 @@ def _examples(at: At, prompts: pd.DataFrame, before: pd.DataFrame, after: pd.Dat
 
 def _cell(text: object) -> str:
     """One line of a table's cell in which nothing is markup."""
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     line = line if len(line) <= WORDS else f"{line[:WORDS]}…"
     return "".join(f"\\{c}" if c in MARKUP else c for c in html.escape(line, quote=False))

@@ -41,7 +41,7 @@ class Table:
 
     def texts(self) -> dict[str, str]:
         return {
-            "csv": self.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+            "csv": self.frame.map(_no_formula).to_csv(index=False, float_format="%.6g", lineterminator="\n"),
             "md": "\n\n".join([*(_markdown(block) for block in self._cells("**{}**")), self.caption]) + "\n",
             "tex": latex(self._cells(r"\textbf{{{}}}", stacked), self.caption, self.label),
             "html": self._page(),
@@ -49,16 +49,30 @@ class Table:
 
     def _cells(self, strong: str, form: Callable[[Any], str] = str) -> list[pd.DataFrame]:
         """The blocks that have rows, each cell by `form`, and the best ones by `strong` too."""
-        first = self.shown.map(form)
+        first = self.shown.map(lambda cell: form(_tame(cell)))
         if self.best is not None:
             first = first.where(self.best.astype(str) != "True", first.map(strong.format))
-        return [block for block in (first, *(block.map(form) for block in self.more)) if len(block)]
+        return [
+            block
+            for block in (first, *(block.map(lambda cell: form(_tame(cell))) for block in self.more))
+            if len(block)
+        ]
 
     def _page(self) -> str:
         """Self-contained, for the report: nothing is fetched."""
         cells = self._cells("<b>{}</b>", lambda cell: escape(str(cell)))
         bodies = [block.rename(columns=escape).to_html(index=False, border=0, escape=False) for block in cells]
         return PAGE.format(caption=escape(self.caption), body="\n".join(bodies))
+
+
+def _tame(cell: Any) -> str:
+    """Without what a terminal obeys, or what turns the direction of writing: a category of the user's may hold it."""
+    return "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in str(cell))
+
+
+def _no_formula(cell: Any) -> Any:
+    """Text that a spreadsheet would run, such as a category of the user's, with an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "@", "\t", "\r")) else cell
 
 
 def _markdown(block: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from holdfast.datasets import DataSet
+from holdfast.errors import printable
 from holdfast.runtime.run import Run, Stage
 
 APART = 0.1  # of the benign prompts: as many may be of other sources in `test` than in `threshold`
@@ -44,7 +45,7 @@ def card_text(frame: Any, data: DataSet, report: dict[str, Any]) -> str:
     lines = [f"# Data card: {data.kind}", "", counts.reset_index().to_markdown(index=False), ""]
     lines += [f"Split rule: {data.split_rule()}.", "", *_report_lines(report)]
     lines += [f"{apart}.", ""] if (apart := sources_apart(frame)) else []
-    lines += [f"- {e.split} / {e.label}: {e.prompt} -> {e.response}" for e in examples.itertuples()]
+    lines += [printable(f"- {e.split} / {e.label}: {e.prompt} -> {e.response}") for e in examples.itertuples()]
     return "\n".join(lines) + "\n"
 
 

@@ -63,7 +63,7 @@ class Workflow:
         table, figure = self.layout.tables / "main.txt", self.layout.figures / "before_after.png"
         if not (table.is_file() and figure.is_file()):
             return ""
-        picture = base64.b64encode(figure.read_bytes()).decode()
+        picture = base64.encodebytes(figure.read_bytes()).decode()  # in lines: docutils takes no long ones
         text = html.escape(table.read_text(encoding="utf-8"))
         return f'<pre>{text}</pre>\n<img alt="before and after" src="data:image/png;base64,{picture}">'
 
