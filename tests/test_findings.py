@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from conftest import stage_here
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
 
@@ -25,3 +27,11 @@ def test_the_readme_quotes_the_real_model_as_it_was_measured():
     assert len(quoted) >= 4
     assert not [cell for cell in quoted if cell and cell not in table]
     assert not [cell for cell in re.findall(r"\[-[^\]]+\]", readme) if cell not in table]
+
+
+def test_the_real_models_records_make_its_tables(tmp_path):
+    kept = ROOT / "docs/evidence/smollm2"
+    given = (f"tables.source={kept}", f"tables.dir={tmp_path}", f"results={tmp_path}", "tables.make=[main,claims]")
+    stage_here("tables", "study=smollm2", *given)
+    for name in ("main.md", "main.txt", "claims.md", "claims.txt"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (kept / "tables" / name).read_text(encoding="utf-8")
