@@ -25,14 +25,14 @@ STAGES = ("pretrain", "align", "probe", "refine", "evaluate", "judge")
 # Ends the process at the first forward of any module, and says how old it is.
 FIRST = """
 import os, sys, time
-started = time.time()
+started, before = time.time(), float(sys.argv.pop(1))
 from torch.nn.modules.module import register_module_forward_pre_hook
 def stop(*_):
-    os.write(2, f"first forward after {time.time() - started + float(sys.argv[1]):.3f} s".encode())
+    os.write(2, f"first forward after {time.time() - started + before:.3f} s".encode())
     os._exit(0)
 register_module_forward_pre_hook(stop)
 from holdfast.__main__ import main
-main(sys.argv[2:])
+main(sys.argv[1:])
 """
 
 
