@@ -6,9 +6,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "").strip() or type(error).__name__
 
 
-def printable(text: str) -> str:
-    """With every control character spelled out: a terminal shall not obey what it shows."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, *, spaces: bool = False) -> str:
+    """With control characters spelled out, which a terminal would obey, and line breaks too unless `spaces` stay."""
+
+    def kept(c: str) -> bool:
+        return c.isprintable() or (spaces and c.isspace())
+
+    return "".join(c if kept(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 class UserError(Exception):

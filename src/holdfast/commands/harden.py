@@ -50,12 +50,12 @@ def main(arguments: list[str]) -> str:
     model = OwnModel.of(asked["model"])
     overrides = [f"study.name=harden-{model.name()}", *model.overrides, *overrides]
     cfg = composed([*BASE, *overrides])
-    family = _family(asked["for"] or "noise", cfg)
-    if asked["method"] not in (None, "", "auto"):
-        composed([*BASE, *overrides, f"method={asked['method']}"])
+    family, method = _family(asked["for"] or "noise", cfg), asked["method"] or "auto"
+    if method != "auto":
+        composed([*BASE, *overrides, f"method={method}"])  # which says now if there is none such
     base = fetched(model.given, cfg.model.revision)  # one that is not to be had says so before anything is begun
     overrides = _with_prompts(overrides, cfg)
-    method = _method(asked["method"] or "auto", overrides, cfg.study.reference)
+    method = _method(method, overrides, cfg.study.reference)
     overrides += [f"study.methods=[{cfg.study.reference},{method}]"]
     cfg = composed([*BASE, *overrides])
     layout = Layout.of(cfg)

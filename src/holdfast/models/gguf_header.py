@@ -46,8 +46,9 @@ class _Reader:
         self.data, self.at = data, 0
 
     def header(self) -> Header:
-        magic, version, tensors, entries = self.data[:4], self.number("I", 4), self.number("Q"), self.number("Q")
-        if magic != b"GGUF" or version not in VERSIONS:
+        self.take(4)
+        version, tensors, entries = self.number("I"), self.number("Q"), self.number("Q")
+        if self.data[:4] != b"GGUF" or version not in VERSIONS:
             raise ValueError("it does not begin as one of version 2 or 3 does")
         if max(tensors, entries) > MOST:
             raise ValueError(f"it claims {tensors} tensors and {entries} entries")
@@ -69,9 +70,7 @@ class _Reader:
         self.at += count
         return self.at - count
 
-    def number(self, kind: str, at: int | None = None) -> Any:
-        if at is not None:
-            self.at = at
+    def number(self, kind: str) -> Any:
         return struct.unpack_from(f"<{kind}", self.data, self.take(struct.calcsize(f"<{kind}")))[0]
 
     def text(self) -> str:

@@ -85,3 +85,17 @@ class Files(Product):
 
     def files(self, cfg: Config) -> list[str]:
         return list(self.beside)
+
+
+@dataclass(frozen=True)
+class Texts(Product):
+    """What was said, for reading, which compact records have not. `make` gives texts by the names of `named`."""
+
+    named: Callable[[Config], list[str]] = lambda cfg: []
+
+    def files(self, cfg: Config) -> list[str]:
+        return self.named(cfg)
+
+    def write(self, results: Results, folder: Path, figures: Path) -> None:
+        for name, text in self.make(results).items():
+            write_text(folder / name, text)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.product import ESTIMATES, Files, Product, Results, table, write
-from holdfast.runtime.files import replacing, write_text
+from holdfast.reporting.product import ESTIMATES, Files, Product, Results, Texts, table, write
+from holdfast.runtime.files import replacing
 from holdfast.settings.options import Config
-from holdfast.settings.paths import runs
+from holdfast.settings.paths import runs, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,60 +140,41 @@ def tasks(results: Results) -> Table:
     return tasks(results.evidence.frame("tasks"), results.setting)
 
 
-def _has_responses(cfg: Config) -> bool:
-    return cfg.tables.source is None
-
-
-@dataclass(frozen=True)
-class Transcripts(Product):
-    """What was said, for reading: the records in compact form have no responses."""
-
-    def files(self, cfg: Config) -> list[str]:
-        return [f"{self.name}.html"]
-
-    def write(self, results: Results, folder: Path, figures: Path) -> None:
-        write_text(folder / f"{self.name}.html", self.make(results))
-
-
-def _transcripts(results: Results) -> str:
+def _transcripts(results: Results) -> dict[str, str]:
     from holdfast.reporting.transcripts import page
 
     cfg, said = results.cfg, results.evidence.frame("responses")
-    return page(said, results.setting, cfg.study.name, cfg.tables.transcripts)
-
-
-PRODUCTS.register("transcripts")(
-    Transcripts(
-        "transcripts",
-        "transcripts",
-        _transcripts,
-        ("responses",),
-        wanted=lambda cfg: _has_responses(cfg) and cfg.tables.transcripts > 0,
-    )
-)
-
-
-@dataclass(frozen=True)
-class Logs(Product):
-    """The same responses as logs of inspect_ai, one a model and method, to be read by `inspect view`."""
-
-    def files(self, cfg: Config) -> list[str]:
-        first = [run for run in runs(cfg.study) if run[-1] == cfg.study.seeds[0]]
-        return [f"{self.name}/{model}-{recipe}-{method}.json" for model, recipe, method, _ in first]
-
-    def write(self, results: Results, folder: Path, figures: Path) -> None:
-        for name, log in self.make(results).items():
-            write_text(folder / self.name / f"{name}.json", log)
+    return {"transcripts.html": page(said, results.setting, cfg.study.name, cfg.tables.transcripts)}
 
 
 def _logs(results: Results) -> dict[str, str]:
     from holdfast.reporting.inspect_log import logs
 
     cfg, said = results.cfg, results.evidence.frame("responses")
-    return logs(said, results.setting, cfg.study.name, cfg.judge.name)
+    made = logs(said, results.setting, cfg.study.name, cfg.judge.name)
+    return {f"inspect/{name}.json": log for name, log in made.items()}
 
 
-PRODUCTS.register("inspect")(Logs("inspect", "logs of inspect_ai", _logs, ("responses",), wanted=_has_responses))
+PRODUCTS.register("transcripts")(
+    Texts(
+        "transcripts",
+        "transcripts",
+        _transcripts,
+        ("responses",),
+        wanted=lambda cfg: cfg.tables.source is None and cfg.tables.transcripts > 0,
+        named=lambda cfg: ["transcripts.html"],
+    )
+)
+PRODUCTS.register("inspect")(
+    Texts(
+        "inspect",
+        "logs of inspect_ai",
+        _logs,
+        ("responses",),
+        wanted=lambda cfg: cfg.tables.source is None,
+        named=lambda cfg: [f"inspect/{model}-{recipe}-{method}.json" for model, recipe, method, _ in shown(cfg.study)],
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.errors import UserError
 from holdfast.runtime.files import replacing
 from holdfast.settings.options import Config
-from holdfast.settings.paths import Layout, runs
+from holdfast.settings.paths import Layout, runs, shown
 from holdfast.settings.schema import Study
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Evidence:
         if self.source is not None:
             return {Path(self.source, f"{part}.parquet"): "tables"}
         if part == "responses":
-            return {self.layout.data / "prompts.parquet": "data"} | dict.fromkeys(self._said(), "judge")
+            said = [self.layout.judged(*run) / "records.parquet" for run in shown(self.study)]
+            return {self.layout.data / "prompts.parquet": "data"} | dict.fromkeys(said, "judge")
         if part == "records":
             judged = [self.layout, *map(self.layout.by, self.others)]
             return {path: "judge" for one in judged for path in one.records(self.study)}
@@ -63,12 +64,6 @@ class Evidence:
         name = "metrics.json" if part == "costs" else "timing.json"
         aligns = [self.layout.align(m, a, s) for m, a, _, s in runs(self.study)]
         return {folder / name: "align" for folder in aligns} | {folder / name: "probe" for folder in probes}
-
-    def _said(self) -> list[Path]:
-        """The records of the first seed, which the responses are taken from."""
-        return [
-            self.layout.judged(*run) / "records.parquet" for run in runs(self.study) if run[-1] == self.study.seeds[0]
-        ]
 
     @cache  # noqa: B019 - lives as long as its stage
     def frame(self, part: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from holdfast.errors import printable
 from holdfast.reporting.latex import latex, stacked
 from holdfast.statistics.intervals import Estimate
 
@@ -66,8 +67,8 @@ class Table:
 
 
 def _tame(cell: Any) -> str:
-    """Without what a terminal obeys, or what turns the direction of writing: a category of the user's may hold it."""
-    return "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in str(cell))
+    """A category of the user's may hold what a terminal obeys, or what turns the direction of writing."""
+    return printable(str(cell), spaces=True)
 
 
 def _no_formula(cell: Any) -> Any:

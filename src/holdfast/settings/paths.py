@@ -95,5 +95,10 @@ def runs(study: Study) -> list[tuple[str, str, str, int]]:
     return list(dict.fromkeys(run for block in blocks for run in _runs(study, block)))
 
 
+def shown(study: Study) -> list[tuple[str, str, str, int]]:
+    """The runs of the first seed, whose responses are shown."""
+    return [run for run in runs(study) if run[-1] == study.seeds[0]]
+
+
 def _runs(study: Study, block: Study | Block) -> Iterator[tuple[str, str, str, int]]:
     return product(block.models or study.models, block.aligns, block.methods, block.seeds or study.seeds)

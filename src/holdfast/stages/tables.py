@@ -34,12 +34,10 @@ def run(run: Run) -> None:
     results = Results(measured, setting, evidence, run.cfg)
     for product in products(run.cfg):
         made = product.write(results, folder, figures)
-        if made is None:
-            continue
         if isinstance(made, dict):
             for name in made:
                 run.tracker.image(name, figures / f"{name}.png")
-        else:
+        elif made is not None:
             run.tracker.table(product.name, made.frame)
     run.finish({"records": measured.records}, f"{measured.records} records")
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 from holdfast.models.load import files_of
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.product import ESTIMATES, Files, Product
+from holdfast.reporting.product import ESTIMATES, Files, Product, Texts
 from holdfast.reporting.records import Evidence
 from holdfast.runtime.devices import cards
 from holdfast.settings.compose import composed
@@ -195,9 +195,9 @@ class Workflow:
 
     def report(self, path: Path) -> dict[str, Any]:
         """How a file of the tables stage appears in the report; empty for one that does not."""
-        if path.suffix not in (".html", ".png") or path.stem == "transcripts":  # a page for itself
-            return {}
         table = path.suffix == ".html"
+        if not (table or path.suffix == ".png") or (table and isinstance(self.products[path.stem], Texts)):
+            return {}
         title = self.products[path.stem].title if table else path.stem.replace("_", " ")
         caption = f"../report/{'table' if table else path.stem}.rst"
         return {"caption": caption, "category": "Tables" if table else "Figures", "labels": {"name": title}}
