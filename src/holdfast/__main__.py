@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("HOLDFAST_DEBUG"):
             error.__suppress_context__ = False  # what it was made of
             raise
-        print(f"holdfast {verb}: {error}", file=sys.stderr)
+        from holdfast.runtime.ranks import first
+
+        print(f"holdfast {verb}: {error}", file=sys.stderr) if first() else None
         sys.exit(error.status)
     if said:
         _print(said)

@@ -11,15 +11,16 @@ rule probe:
         metrics=flow.layout.probe("{model}", "{recipe}", "{seed}") / "metrics.json",
     log:
         flow.layout.probe("{model}", "{recipe}", "{seed}") / "log.txt",
-    threads: lambda w: flow.threads(w.model)
+    threads: lambda w: flow.threads(w.model, flow.processes(w.model))
     resources:
-        gpu=lambda w: flow.gpus(w.model),
+        gpu=lambda w: flow.gpus(w.model, flow.processes(w.model)),
+        processes=lambda w: flow.processes(w.model),
     params:
         settings=lambda w: flow.settings("probe", model=w.model, align=w.recipe),
     message:
         "probe {wildcards.model} by {wildcards.recipe}, seed {wildcards.seed}"
     shell:
-        "HOLDFAST_GPUS={resources.gpu} "
+        "HOLDFAST_GPUS={resources.gpu} HOLDFAST_PROCESSES={resources.processes} "
         "python -m holdfast.runtime.warm probe @overrides model={wildcards.model} align={wildcards.recipe} "
         "seed={wildcards.seed} "
         '@hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

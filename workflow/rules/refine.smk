@@ -8,14 +8,15 @@ rule refine:
         metrics=flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "metrics.json",
     log:
         flow.layout.refine("{model}", "{recipe}", "{method}", "{seed}") / "log.txt",
-    threads: lambda w: flow.threads(w.model)
+    threads: lambda w: flow.threads(w.model, flow.processes(w.model, w.method))
     resources:
-        gpu=lambda w: flow.gpus(w.model),
+        gpu=lambda w: flow.gpus(w.model, flow.processes(w.model, w.method)),
+        processes=lambda w: flow.processes(w.model, w.method),
     params:
         settings=lambda w: flow.settings("refine", model=w.model, method=w.method),
     message:
         "refine {wildcards.model} by {wildcards.recipe} with {wildcards.method}, seed {wildcards.seed}"
     shell:
-        "HOLDFAST_GPUS={resources.gpu} "
+        "HOLDFAST_GPUS={resources.gpu} HOLDFAST_PROCESSES={resources.processes} "
         "python -m holdfast.runtime.warm refine @overrides model={wildcards.model} align={wildcards.recipe} "
         'method={wildcards.method} seed={wildcards.seed} @hydra.run.dir="$(dirname {output.metrics:q})" 2>&1 | tee {log:q}'

@@ -48,6 +48,7 @@ class Method(Options):
 
     refines: ClassVar[bool] = True  # whether there is a refined model at all
     passes: ClassVar[int] = 0  # forward-equivalents of a step; 0: no steps
+    shares: ClassVar[bool] = False  # whether several processes share its evaluations out
     moved: ClassVar[float] = 0  # float32 numbers kept beside the model for every refined weight
 
     def budget(self, common: Refine) -> int:

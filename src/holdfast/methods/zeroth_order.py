@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class TwoPoint(Method):
     """Two-point estimates along random directions."""
 
+    shares = True
+
     mu: Positive = Field(description="smoothing radius")
     lr: Positive = Field(description="learning rate")
     queries: Count = Field(description="random directions of a step")
@@ -51,6 +53,7 @@ class TwoPoint(Method):
                 seed=task.seed,
                 trajectory=task.trajectory,
                 context=task.context,
+                over_ranks="queries",
                 **moved,
             )
 

@@ -89,10 +89,12 @@ class Probe:
 
         from holdfast.perturbations.activations import How, noise_at
         from holdfast.zo.layers import decoder_stack
+        from holdfast.zo.parallel import shared_out
 
-        s, clean, frames = self.settings, self._losses(), []
+        s, clean = self.settings, self._losses()
         stack, pad = decoder_stack(self.model), self.tokenizer.pad_token_id
-        for place, layer in enumerate(self.layers):
+
+        def noisy(place: int) -> pd.DataFrame:
             sides: dict[int, list[Any]] = {+1: [], -1: []}
             for draw in range(s.draws):
                 for sign, losses in sides.items():
@@ -100,8 +102,9 @@ class Probe:
                     with noise_at(self.model, {place: stack[place]}, how, self.run.seed, pad):
                         losses.append(self._losses())
             up, down = (torch.stack(losses) for losses in sides.values())
-            frames.append(self._rows(layer, "activations", s.activation_sigma, clean, up, down))
-        return pd.concat(frames, ignore_index=True)
+            return self._rows(self.layers[place], "activations", s.activation_sigma, clean, up, down)
+
+        return pd.concat(shared_out(range(len(self.layers)), noisy), ignore_index=True)
 
     def quantization(self) -> pd.DataFrame:
         """One layer's matrices rounded, the others as they are."""
@@ -110,14 +113,17 @@ class Probe:
 
         from holdfast.perturbations.rounding import rounded
         from holdfast.perturbations.snapshot import restored
+        from holdfast.zo.parallel import shared_out
 
-        s, clean, frames = self.settings, self._losses(), []
-        for layer in self.layers:
+        s, clean = self.settings, self._losses()
+
+        def rounded_alone(layer: str) -> pd.DataFrame:
             with restored(self.groups[layer]), torch.no_grad():
                 for p in self.groups[layer].values():
                     p.copy_(rounded(p, s.bits, p.shape[-1]))
-                frames.append(self._rows(layer, "quantization", float(s.bits), clean, self._losses()[None], None))
-        return pd.concat(frames, ignore_index=True)
+                return self._rows(layer, "quantization", float(s.bits), clean, self._losses()[None], None)
+
+        return pd.concat(shared_out(self.layers, rounded_alone), ignore_index=True)
 
     def online(self) -> tuple[pd.DataFrame, int]:
         """Rises of a refinement that perturbs a random part of the decoder layers at each query, with those parts;
@@ -143,6 +149,7 @@ class Probe:
                 seed=self.run.seed,
                 subset=o.subset,
                 clean=True,
+                over_ranks="queries",
             )
             stream = self.batches.stream(o.batch_size, self.run.seed)
             for step in self.run.progress(range(o.steps)):
@@ -157,19 +164,24 @@ class Probe:
         import pandas as pd
 
         from holdfast.statistics.rates import miss_rate_and_auroc
+        from holdfast.zo.parallel import shared_out
         from holdfast.zo.perturb import Masters
 
-        s, rows = self.settings, []
+        s = self.settings
         sets = [models.prompts_of(self.run.layout, "tune", label) for label in ("harmful", "benign")]
         if s.outcome_draws and sets[1].empty:
             raise UserError("probe.outcome_draws: the tuning split has no benign prompts; set it to 0")
-        for layer in self.layers if s.outcome_draws else []:
-            masters = Masters(self.groups[layer], seed=self.run.seed, noise="gaussian")
+
+        def alone(layer: str) -> list[tuple[str, int, float, float]]:
+            masters, found = Masters(self.groups[layer], seed=self.run.seed, noise="gaussian"), []
             for draw in range(s.outcome_draws):
                 masters.write(s.sigma, step=draw, query=1)  # other noise than the probe's
-                harmful, benign = (self._margins(found) for found in sets)
-                rows.append((layer, draw, *miss_rate_and_auroc(harmful, benign, s.over_refusal)))
+                harmful, benign = (self._margins(prompts) for prompts in sets)
+                found.append((layer, draw, *miss_rate_and_auroc(harmful, benign, s.over_refusal)))
             masters.restore()
+            return found
+
+        rows = [row for found in shared_out(self.layers if s.outcome_draws else [], alone) for row in found]
         kinds = {"group": str, "draw": int, "asr": float, "auroc": float}
         return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 

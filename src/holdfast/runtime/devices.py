@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from holdfast.errors import UserError
+from holdfast.runtime import ranks
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASKED = "HOLDFAST_GPUS"  # how many cards the workflow gives a job
@@ -49,6 +50,12 @@ def choose(device: str) -> None:
     there, asked = cards(), int(os.environ.get(ASKED, 0))
     if device == "cuda" and not there:
         raise UserError("device=cuda: there is no card here that nvidia-smi knows; give device=cpu or auto")
+    if (place := ranks.place()) is not None and there:
+        own, processes = place
+        if processes > len(there):
+            raise UserError(f"{processes} processes on {len(there)} cards: each needs one; start no more")
+        there, asked = (there, 1) if asked else ([there[own]], 0)
+        os.environ[VISIBLE] = ",".join(there)
     if 0 < asked < len(there):  # a cluster's scheduler has chosen already
         os.environ[VISIBLE] = ",".join(_taken(there, asked))
 

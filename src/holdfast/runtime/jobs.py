@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from holdfast.errors import UserError
 from holdfast.runtime.failures import is_expected, said
 from holdfast.runtime.files import as_json, write_text
+from holdfast.runtime.ranks import first
 from holdfast.settings.paths import CONF
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Job:
                 raise
             reason = said(error)
             if self.outcomes is None:
-                sys.exit(f"holdfast {self.stage.name}: {reason}")  # an exception Hydra would announce at length
+                # an exception Hydra would announce at length
+                sys.exit(f"holdfast {self.stage.name}: {reason}" if first() else 1)
             if not is_expected(error):
                 traceback.print_exc()
             print(f"holdfast {self.stage.name}: {' '.join(own.overrides.task)}: {reason}", file=sys.stderr)

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from holdfast.errors import UserError
+from holdfast.runtime import ranks
 from holdfast.runtime.devices import choose
 from holdfast.runtime.failures import is_expected
 from holdfast.runtime.files import as_json, replacing, write_text
@@ -100,7 +101,8 @@ class Run:
 class Stage:
     """A verb that Hydra configures. `reads` names the sections that it is handed, and whose changes re-run it; `of`
     the choices that its label shows; `inputs` maps each file that must exist to the stage that makes it; `after` is
-    the stage before it. What `run` gives is the score that a sweep may minimise."""
+    the stage before it. One that `shares` its work may be several processes. What `run` gives is the score that a
+    sweep may minimise."""
 
     name: str
     run: Callable[[Run], float | None]
@@ -108,6 +110,7 @@ class Stage:
     of: tuple[str, ...] = ()
     inputs: Inputs = lambda cfg: {}
     after: Stage | None = None
+    shares: bool = False
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -122,7 +125,8 @@ class Stage:
         keep_freed()
         os.environ["HYDRA_MAIN_MODULE"] = f"holdfast.stages.{self.name}"  # names the job, and so its folder
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own errors come to us, not to the terminal
-        arguments = [word for one in arguments for word in _spelled(one)]
+        ranks.refuse(self.name, self.shares)
+        arguments = [*(word for one in arguments for word in _spelled(one)), *ranks.own_folder()]
         given = get_args_parser().parse_args(arguments)
         place = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
         flags = [word for word in arguments if word not in given.overrides]
@@ -131,6 +135,7 @@ class Stage:
             spelled = [word for word in expanded([*place, *given.overrides]) if word not in place]
             sys.argv[:] = [f"holdfast {self.name}", *flags, *spelled]
             if given.multirun or "hydra.mode=MULTIRUN" in spelled:
+                ranks.refuse("a sweep", shares=False)
                 self._sweep(spelled, place)
             else:
                 Job(self, place).run()
@@ -157,10 +162,13 @@ class Stage:
             _require(inputs, cfg)
             choose(cfg.device)
             origin, label = Origin.of(cfg, overrides), "/".join(self._labels(cfg))
+            if not ranks.first():
+                cfg = cfg.changed(tracking=cfg.tracking.model_copy(update={"mode": "disabled"}))
             tracker = Tracker(cfg, self.name, label, cfg.only(self.known).as_dict(), out, inputs)
             names = Names(cfg.model.name, cfg.align.name, cfg.method.name)
             granted, layout = cfg.only(self.reads), Layout.of(cfg)
-            return self.run(Run(self.name, label, granted, cfg.seed, names, layout, out, tracker, origin))
+            with ranks.joined():
+                return self.run(Run(self.name, label, granted, cfg.seed, names, layout, out, tracker, origin))
         except Exception as error:
             if tracker:
                 tracker.fail()

@@ -4,7 +4,8 @@ Snakemake starts every stage as a process of its own, and a third of a tiny mode
 transformers. `start` leaves a server behind, for as long as the process that called it lives. Called as
 `python -m holdfast.runtime.warm <stage> <overrides>`, this module asks the server for a fork with its own arguments,
 environment, folder, streams and number of threads. It ends with the fork's exit status, and takes the fork along if it
-is killed. Where no server answers, or one of another Python or package, it becomes `holdfast <stage> <overrides>`.
+is killed. Where no server answers, or one of another Python or package, it becomes `holdfast <stage> <overrides>`; and
+with several processes it is `torchrun … -m holdfast <stage> <overrides>`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 ADDRESS = "HOLDFAST_WARM"
+PROCESSES = "HOLDFAST_PROCESSES"  # how many of them share a stage's work
 TRACKING = ("wandb", "wandb.sdk.launch.inputs.internal")  # the latter is imported by every run that begins
 # Of the architectures Llama's, which imports what the others do.
 MODELS = (
@@ -181,7 +183,11 @@ def _become(request: Request, streams: list[int]) -> None:
 
 
 def main(stage: str, *arguments: str) -> None:
-    """Run the stage in a fork of the server, or else in this process."""
+    """Run the stage in a fork of the server, or as several processes, or else in this process."""
+    if (processes := int(os.environ.get(PROCESSES, 1))) > 1:
+        from holdfast.runtime.ranks import torchrun
+
+        sys.exit(torchrun(processes, stage, *arguments))
     request = Request(stage, list(arguments), os.getcwd(), dict(os.environ), PROGRAM)
     with socket.socket(socket.AF_UNIX) as connection:
         try:

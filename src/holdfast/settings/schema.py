@@ -111,6 +111,11 @@ class Model(Options):
     threads: Count | None = Field(
         default=None, description="of a job on a CPU; null: all cores. The last bits of sums depend on it"
     )
+    processes: Count = Field(
+        default=1,
+        exclude=True,  # from what results depend on
+        description="that share a job of the probe, zeroth-order refinement or the evaluation, each with its own card",
+    )
     chat_template: str | None = Field(
         default=None, description="a file below conf/, or Jinja; for a tokenizer that has none of its own"
     )
@@ -141,6 +146,8 @@ class Model(Options):
     def spread(self) -> Model:
         if self.gpus > 1 and self.device_map is None:
             raise ValueError("gpus: more than one card needs device_map=auto")
+        if self.gpus > 1 and self.processes > 1:
+            raise ValueError("processes: each has one card; set gpus=1, or processes=1")
         return self
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UserError
 from holdfast.models import load as models
+from holdfast.runtime import ranks
 from holdfast.runtime.files import code_digest
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
@@ -22,6 +24,7 @@ from holdfast.stages.refine import STAGE as REFINE
 
 if TYPE_CHECKING:
     from holdfast.evaluation.answers import Scorer
+    from holdfast.evaluation.journal import Journal
     from holdfast.perturbations import Bench, Point
 
 NOISE = 2**32  # added to the seed, whose own streams the probe and the refinement have seen
@@ -41,12 +44,15 @@ def run(run: Run) -> None:
     prompts = asked(run)
     scorer, bench = Scorer(tokenizer, prompts, run.cfg, scored_by(run)), bench_of(run, tokenizer, NOISE)
     journal = Journal(run.out / "points", _context(run, prompts, folder))
-    frames: list[Any] = []
-    for place, part in enumerate(run.progress(parts(run.cfg, prompts), "point")):
-        if not journal.has(place):
-            journal.keep(place, _answered(scorer, model, part, bench, frames[0] if frames else None))
-        frames.append(journal.get(place))
-    answers = pd.concat(frames, ignore_index=True)
+    wanted = parts(run.cfg, prompts)
+
+    def ask(clean: Any, place: int) -> Any:
+        return _answered(scorer, model, wanted[place], bench, clean)
+
+    _fill(journal, len(wanted), ask, run)
+    if not ranks.first():
+        return
+    answers = pd.concat([journal.get(place) for place in range(len(wanted))], ignore_index=True)
     for at, (column, value) in enumerate({**run.names._asdict(), "seed": run.seed}.items()):
         answers.insert(at, column, value)
     run.save_table(answers, "answers.parquet")
@@ -57,6 +63,22 @@ def run(run: Run) -> None:
     journal.close()
     responses = int(answers["response"].notna().sum())
     run.finish(metrics, f"{responses} responses")
+
+
+def _fill(journal: Journal, count: int, ask: Callable[[Any, int], Any], run: Run) -> None:
+    """Ask what the journal does not have, one point a rank at a time. The answers of the unperturbed model, which is
+    point 0, come first, for other points may repeat them."""
+    from holdfast.zo.parallel import shared_out
+
+    size = ranks.launched()[1]
+    there = ranks.from_first(lambda: [journal.has(place) for place in range(count)])
+    missing = [place for place in range(1, count) if not there[place]]
+    rounds = [[] if there[0] else [0], *(missing[at : at + size] for at in range(0, len(missing), size))]
+    clean: Any = None
+    for places in run.progress(rounds, "point"):
+        for place, frame in zip(places, shared_out(places, functools.partial(ask, clean)), strict=True):
+            journal.keep(place, frame)
+        clean = ranks.from_first(lambda: journal.get(0)) if clean is None else clean
 
 
 def scored_by(run: Run) -> Openings:
@@ -211,5 +233,5 @@ def inputs(cfg: Config) -> models.Inputs:
 
 
 READS = ("model", "data", "method", "perturb", "evaluate", "elicit", "openings")
-STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs, REFINE)
+STAGE = Stage("evaluate", run, READS, ("model", "align", "method", "seed"), inputs, REFINE, shares=True)
 main = STAGE.main

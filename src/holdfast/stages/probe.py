@@ -54,5 +54,5 @@ def inputs(cfg: Config) -> models.Inputs:
 
 
 READS = ("model", "data", "probe", "elicit", "openings")
-STAGE = Stage("probe", run, READS, ("model", "align", "seed"), inputs, ELICIT)
+STAGE = Stage("probe", run, READS, ("model", "align", "seed"), inputs, ELICIT, shares=True)
 main = STAGE.main

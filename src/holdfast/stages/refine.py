@@ -9,6 +9,7 @@ from typing import Any
 from holdfast.errors import UserError
 from holdfast.methods.method import LOSSES, Select
 from holdfast.models import load as models
+from holdfast.runtime import ranks
 from holdfast.runtime.files import code_digest
 from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
@@ -37,6 +38,8 @@ class Refined:
 
 def run(run: Run) -> None:
     done = refined(run)
+    if not ranks.first():
+        return
     models.save(done.model, done.tokenizer, run.out)
     keys = ("layers", "stability", "losses", "forwards", "sequences")
     metrics = {key.replace("losses", "loss"): getattr(done, key) for key in keys} | done.told
@@ -76,6 +79,7 @@ def refined(run: Run) -> Refined:
         run.progress,
         run.tracker.log,
     )
+    ranks.same_file(task.trajectory)
     started = time.perf_counter()
     with peak_memory() as peak:
         reference = batches.refer(model, settings.batch_size) if loss is LOSSES["dpo"] else 0
@@ -122,6 +126,7 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
 
 
 def inputs(cfg: Config) -> models.Inputs:
+    ranks.refuse(f"method={cfg.method.name}", cfg.method.shares)
     needed = {**models.aligned_inputs(cfg), **own(cfg), **elicited(cfg)}
     layout, names = Layout.of(cfg), (cfg.model.name, cfg.align.name)
     if cfg.method.select.probed:
@@ -132,5 +137,5 @@ def inputs(cfg: Config) -> models.Inputs:
 
 
 READS = ("model", "data", "method", "refine", "elicit", "openings")
-STAGE = Stage("refine", run, READS, ("model", "align", "method", "seed"), inputs, PROBE)
+STAGE = Stage("refine", run, READS, ("model", "align", "method", "seed"), inputs, PROBE, shares=True)
 main = STAGE.main

@@ -79,13 +79,19 @@ class Workflow:
         """The study's own, and those whose verdicts stand beside it."""
         return list(dict.fromkeys([self.layout.judge, *self.cfg.tables.other_judges]))
 
-    def gpus(self, model: str) -> int:
+    def gpus(self, model: str, processes: int = 1) -> int:
         """How many of the pool's cards a job takes."""
-        return self._composed(model=model).model.gpus if self.on_gpu else 0
+        return processes * self._composed(model=model).model.gpus if self.on_gpu else 0
 
-    def threads(self, model: str) -> int:
+    def threads(self, model: str, processes: int = 1) -> int:
         """Of a job. A card's host needs no more than one."""
-        return 1 if self.on_gpu else self._composed(model=model).model.threads or os.cpu_count() or 1
+        each = 1 if self.on_gpu else self._composed(model=model).model.threads or os.cpu_count() or 1
+        return processes * each
+
+    def processes(self, model: str, method: str = "") -> int:
+        """That share out a job of probe or evaluation, or of refinement by this method."""
+        cfg = self._composed(model=model, method=method) if method else self._composed(model=model)
+        return cfg.model.processes if not method or cfg.method.shares else 1
 
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
         """The composed values that a stage reads with these `model`, `align`, `method` and `judge`: its rule's

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import Direction, Span
 from holdfast.zo.layers import weight_groups
-from holdfast.zo.parallel import summed_over_ranks
+from holdfast.zo.parallel import dealt_back, ranks, summed_over_ranks
 from holdfast.zo.perturb import Masters, Moves, total
 from holdfast.zo.prefix import PrefixReuse
 from holdfast.zo.trajectory import Trajectory, logged_scales
@@ -70,7 +70,9 @@ class ZeroOrderRefiner:
 
     With `subset` below 1 every query perturbs and moves a random part of the layers only, each in with that
     probability (LeZO). `clean` evaluates L₀ too, once a step: estimates then tell the rises that `online_sensitivity`
-    takes. Raises `ValueError` for a layer, tensor or direction that is none of the model's.
+    takes. Of several ranks (`torch.distributed`) each brings its `rows` of the global batch, or all rows and evaluates
+    its part of the `queries`; then weights and trajectory have the bits of one process. Raises `ValueError` for a
+    layer, tensor or direction that is none of the model's.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class ZeroOrderRefiner:
         prefix: str = "step",
         subset: float = 1.0,
         clean: bool = False,
+        over_ranks: Literal["rows", "queries"] = "rows",
     ) -> None:
         if sum(given is not None for given in (layers, tensors, directions)) != 1:
             raise ValueError("give one of layers, tensors and directions")
@@ -111,7 +114,7 @@ class ZeroOrderRefiner:
         self.model, self.loss_fn = model.eval(), loss_fn
         self.prefix = PrefixReuse(model, chosen, "off" if directions is not None else prefix)
         self.mu, self.lr, self.queries, self.normalize, self.clean = mu, lr, queries, normalize, clean
-        self.log, self.steps = log, 0
+        self.log, self.steps, self.over_ranks = log, 0, over_ranks
         self.losses: list[float] = []  # of every step, those of a resumed log included
         self.trajectory: Trajectory | None = None
         if trajectory:
@@ -172,21 +175,27 @@ class ZeroOrderRefiner:
 
     def _evaluated(self, batches: tuple[Any, ...]) -> tuple[list[float], list[float]]:
         """L₀, where it is asked for, and L₊ and L₋ of every query; the last perturbation is left in place."""
-        sums = []
+        sides = [(query, sign * self.mu) for query in range(self.queries) for sign in (+1, -1)]
+        asked: list[tuple[int, float] | None] = [*[None] * self.clean, *sides]
+        rank, size = ranks() if self.over_ranks == "queries" else (0, 1)
+        sums = torch.zeros(0, 2, dtype=torch.float64, device=next(self.model.parameters()).device)
         try:
-            if self.clean:
-                sums.append(self._sum(batches))
-            for query in range(self.queries):
-                for sign in (+1, -1):
-                    self.masters.write(sign * self.mu, step=self.steps, query=query)
-                    sums.append(self._sum(batches))
+            if mine := asked[rank::size]:
+                sums = torch.stack([self._at(side, batches) for side in mine])
         except BaseException:
             self.masters.restore()
             raise
         finally:
             self.prefix.forget()
-        found = [loss / count for loss, count in summed_over_ranks(torch.stack(sums)).tolist()]  # the step's one wait
+        totals = summed_over_ranks(sums) if self.over_ranks == "rows" else dealt_back(sums, len(asked))
+        found = [loss / count for loss, count in totals.tolist()]  # the step's one wait
         return found[: self.clean], found[self.clean :]
+
+    def _at(self, side: tuple[int, float] | None, batches: tuple[Any, ...]) -> Tensor:
+        """[sum, count] at one side of a query, or as the weights are."""
+        if side:
+            self.masters.write(side[1], step=self.steps, query=side[0])
+        return self._sum(batches)
 
     def _sum(self, batches: tuple[Any, ...]) -> Tensor:
         """[sum, count] of the losses of all micro-batches."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.zo.parallel import ranks, shared_out
 from holdfast.zo.perturb import Masters
 from holdfast.zo.prefix import LayerStates, layers_below
 
@@ -82,25 +83,28 @@ def sensitivity(
     `loss_fn(model, batch)` gives per-example losses, (n_batch,); the model is in eval mode. All batches and groups
     share the seeds of the draws; in a `race` some have fewer. `progress` goes over (batch, group). Layers below a
     group run once a batch, and their states are kept for that batch alone: of L decoder layers and a head of share h
-    of the time F of a forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Raises
-    `FloatingPointError` on a loss that is not finite.
+    of the time F of a forward, a draw takes ((1−h)(L+1) + 2Lh)·F. Weights end bitwise as they began. Of several ranks
+    (`torch.distributed`) each takes a part of the groups, and all get all losses. Raises `FloatingPointError` on a
+    loss that is not finite.
     """
     states = LayerStates(model)
     depths = {group: len(layers_below(model, tensors)) for group, tensors in groups.items()}
     found: dict[str, Sides] = {}
     over: set[str] = set()
+    rank, size = ranks()
     for rung in _rungs(draws, race):
         clean: list[Tensor] = []
-        pairs: dict[str, list[Tensor]] = {group: [] for group in groups if group not in over}
+        left = [group for group in groups if group not in over]
+        pairs: dict[str, list[Tensor]] = {group: [] for group in left[rank::size]}
         for place, group in progress([(place, group) for place in range(len(batches)) for group in pairs]):
             losses = partial(_losses, model, loss_fn, batches[place])
             if place == len(clean):
                 clean.append(_finite(states.record(losses)[None], [f"without noise, batch {place}"])[0])
             handed = partial(states.run, depths[group], losses)
             pairs[group].append(_pairs(handed, Masters(groups[group], seed=seed), sigma, rung, group))
-        for group, made in pairs.items():
-            sides = Sides(torch.cat(clean), *torch.cat(made, dim=2))
-            found[group] = found[group].and_more(sides) if group in found else sides
+        mine = {group: Sides(torch.cat(clean), *torch.cat(made, dim=2)) for group, made in pairs.items()}
+        for group, made in zip(left, shared_out(left, mine.__getitem__), strict=True):
+            found[group] = found[group].and_more(made) if group in found else made
         if race:
             over |= race.over({group: found[group].rise for group in race.groups})
     return found
