@@ -18,6 +18,10 @@ config["study"], config["settings"], config["opening"] = flow.study.name, flow.c
 report: "workflow/report/study.rst"
 
 
+localrules: # on the machine that calls a cluster, which has a network
+    data,
+
+
 # CUDA does not survive a fork, and is for models beside which an import takes no time.
 onstart:
     if not flow.on_gpu:
@@ -33,7 +37,7 @@ for place, target in enumerate(("results/tables", f"{flow.layout.tables}")):
                 f"{target}{slash}"
             default_target: not (place or slash)
             input:
-                flow.targets(),
+                lambda w: flow.targets(), # not asked where a cluster runs one job
             message:
                 "tables and figures of {flow.study.name}"
 

@@ -4,7 +4,7 @@ for product in flow.products:
         name:
             f"tables_{product}"
         input:
-            flow.measured(product),
+            lambda w, product=product: flow.measured(product),
             flow.code("tables"),
         output:
             [report(path, **shown) if (shown := flow.report(path)) else path for path in flow.files(product)],
@@ -12,7 +12,7 @@ for product in flow.products:
         log:
             flow.layout.root / "tables" / product / "log.txt",
         params:
-            settings=flow.reported(product),
+            settings=lambda w, product=product: flow.reported(product),
             make=flow.asked[product],
             places=[
                 f"@tables.dir={flow.layout.tables}",

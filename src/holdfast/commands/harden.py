@@ -98,13 +98,13 @@ def _method(asked: str, overrides: list[str], reference: str) -> str:
     """The method that was asked for; of `auto` the first whose refinement fits into memory here."""
     if asked != "auto":
         return asked
-    from holdfast.commands.plan import GIB, Choices, fits, jobs, memories
+    from holdfast.commands.plan import GIB, choices_of, fits, jobs, memories
 
     for method in AUTO:
         chosen = [*BASE, *overrides, f"study.methods=[{reference},{method}]", f"plan.gpu_gib={card_gib()}"]
-        choices = Choices([*chosen, "plan.flops=1", "plan.bandwidth=1"])  # of no interest: nothing is measured
+        choices = choices_of([*chosen, "plan.flops=1", "plan.bandwidth=1"])  # of no interest: nothing is measured
         job = next(job for job in jobs(choices) if job.stage == "refine")
-        if all(fits(job, gib) for gib in memories(choices.cfg)):
+        if all(fits(job, gib) for gib in memories(choices.of(model=choices.models[0]))):
             return method
         print(f"harden   {method} would take {job.peak / GIB:.1f} GiB, which do not fit here")
     raise UserError("method=auto: no method fits into memory; holdfast plan study=harden says what would")

@@ -4,6 +4,7 @@ holdfast plan study=paper
 holdfast plan study=paper 'study.models=[llama-3.1-8b-instruct]' 'plan.gpu_gib=[80]'
 holdfast plan study=paper plan.flops=4e14 plan.bandwidth=2.5e12     # nothing is measured
 holdfast plan study=tiny 'plan.gpu_gib=[]'                          # on this machine's CPU
+holdfast plan study=paper plan.profile=my-slurm                     # and what jobs of a cluster ask for
 
 Shapes come from the model's folder or its `model.architecture`, lengths of texts from the data set if it is made
 (`holdfast data`), otherwise from `plan.prompt_tokens` and `plan.response_tokens`. Without a stated throughput,
@@ -17,9 +18,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.runtime.run import quiet
+from holdfast.settings.choices import Choices
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
@@ -36,6 +39,7 @@ GIB = 2**30
 # What a process takes beside the model, in GiB: on a GPU its context and kernels' workspaces, on a CPU its libraries.
 CONTEXT = 0.75
 LIBRARIES = {"align": 0.72, "elicit": 0.66, "probe": 0.66, "refine": 0.64, "evaluate": 0.74, "judge": 0.66}
+HOST = 6 * GIB  # what the libraries take of a card's host
 USABLE = 0.95  # of a memory: the rest goes to fragments and to whoever else is there
 START = {
     "align": 15.0,
@@ -70,6 +74,11 @@ class Job:
         return GIB * (CONTEXT if self.case.cuda else LIBRARIES[self.stage])
 
     @property
+    def host(self) -> float:
+        """Bytes of the machine's own memory: beside a card a checkpoint on its way there, and the libraries."""
+        return 2 * self.case.shape.bytes + HOST if self.case.cuda else self.peak
+
+    @property
     def saves(self) -> bool:
         return self.stage in ("align", "refine")
 
@@ -86,36 +95,11 @@ class Job:
         return START[self.stage] + files + seconds(self.demand.passes, self.machine)
 
 
-class Choices:
-    """What a study's models, recipes and methods compose to. A compose is slow: models share theirs with the first of
-    the study where their own section alone differs."""
-
-    def __init__(self, overrides: list[str]) -> None:
-        self.overrides = overrides
-        # What models and methods are given may be wrong for the model that is chosen where no study names one.
-        bare = composed([o for o in overrides if not o.startswith(("model.", "method."))])
-        self.models = list(dict.fromkeys(model for model, *_ in runs(bare.study)))
-        self.found: dict[tuple[str, ...], Config] = {}
-        self.cfg = self.of(self.models[0])
-
-    def of(self, model: str, *chosen: str) -> Config:
-        """Composed with these choices; only what a plan reads."""
-        own = self._composed(f"model={model}")
-        if not chosen or not self._alike(model):
-            return self._composed(f"model={model}", *chosen)
-        return self._composed(f"model={self.models[0]}", *chosen).changed(model=own.model)
-
-    @cache  # noqa: B019 - one instance lives as long as the plan
-    def _alike(self, model: str) -> bool:
-        """Whether the model differs from the first one in its own section alone."""
-        own, first = (cfg.as_dict() for cfg in (self._composed(f"model={model}"), self.cfg))
-        return {**own, "model": None} == {**first, "model": None}
-
-    def _composed(self, *chosen: str) -> Config:
-        if chosen not in self.found:
-            cfg = composed([*self.overrides, *chosen])
-            self.found[chosen] = cfg.only((*READS, "results"))
-        return self.found[chosen]
+def choices_of(overrides: list[str]) -> Choices:
+    """What a study's models, recipes and methods compose to."""
+    # What models and methods are given may be wrong for the model that is chosen where no study names one.
+    bare = composed([o for o in overrides if not o.startswith(("model.", "method."))])
+    return Choices(overrides, list(dict.fromkeys(model for model, *_ in runs(bare.study))))
 
 
 def jobs(choices: Choices) -> Iterator[Job]:
@@ -126,33 +110,33 @@ def jobs(choices: Choices) -> Iterator[Job]:
     from holdfast.planning.texts import Texts
 
     for model in choices.models:
-        own = choices.of(model)
+        own = choices.of(model=model)
         texts, machine = Texts(own), machine_of(own)
         shape = shape_of(own.model, texts.vocabulary)
         for stage, name, chosen, count in _stages(choices, own, model):
-            case = Case(choices.of(model, *chosen), shape, texts, bool(own.plan.gpu_gib))
+            case = Case(choices.of(model=model, **chosen), shape, texts, bool(own.plan.gpu_gib))
             yield Job(model, stage, name, count, case, STAGES[stage](case), machine)
 
 
-def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, str, list[str], int]]:
+def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, str, dict[str, str], int]]:
     """(stage, of what, what it is composed with, how many runs) of a model."""
     found = [(recipe, method, seed) for m, recipe, method, seed in runs(cfg.study) if m == model]
-    methods = {m: choices.of(model, f"method={m}").method for m in dict.fromkeys(m for _, m, _ in found)}
+    methods = {m: choices.of(model=model, method=m).method for m in dict.fromkeys(m for _, m, _ in found)}
     for recipe in dict.fromkeys(recipe for recipe, *_ in found):
-        yield "align", recipe, [f"align={recipe}"], len({seed for r, _, seed in found if r == recipe})
+        yield "align", recipe, {"align": recipe}, len({seed for r, _, seed in found if r == recipe})
         if cfg.elicit.prompts:
-            yield "elicit", recipe, [f"align={recipe}"], len({seed for r, _, seed in found if r == recipe})
+            yield "elicit", recipe, {"align": recipe}, len({seed for r, _, seed in found if r == recipe})
     layout = Layout.of(cfg)
     probes = {layout.probe(model, r, s) for r, m, s in found if methods[m].select.probed}
     probes |= {path for path in layout.probes(cfg.study) if path.is_relative_to(layout.root / model)}
-    yield "probe", "", [], len(probes)
+    yield "probe", "", {}, len(probes)
     for method, settings in methods.items():
         if settings.refines:
-            yield "refine", method, [f"method={method}"], sum(m == method for _, m, _ in found)
+            yield "refine", method, {"method": method}, sum(m == method for _, m, _ in found)
     for words, unrefined in (("aligned", True), ("refined", False)):
         alike = [m for _, m, _ in found if methods[m].refines != unrefined]
         for stage in ("evaluate", "judge") if alike else ():
-            yield stage, words, [f"method={alike[0]}"], len(alike)
+            yield stage, words, {"method": alike[0]}, len(alike)
 
 
 def machine_of(cfg: Config) -> Machine:
@@ -182,9 +166,18 @@ def memories(cfg: Config) -> list[float]:
 
 def report(overrides: list[str]) -> str:
     """All tables."""
-    choices = Choices(overrides)
-    cfg, planned = choices.cfg, list(jobs(choices))
-    return "\n\n".join(part for part in (_head(cfg, planned), _table(cfg, planned), _advice(cfg, planned)) if part)
+    choices = choices_of(overrides)
+    cfg, planned = choices.of(model=choices.models[0]), list(jobs(choices))
+    parts = [_head(cfg, planned), _table(cfg, planned), _advice(cfg, planned)]
+    if cfg.plan.profile:
+        from holdfast.planning import profile
+
+        needs: dict[str, profile.Need] = {}
+        for job in planned:
+            own = profile.Need(job.seconds, job.host / 2**20)
+            needs[job.stage] = profile.Need(*map(max, own, needs.get(job.stage, own)))
+        parts.append(profile.write(Path(cfg.plan.profile), needs))
+    return "\n\n".join(parts)
 
 
 def _head(cfg: Config, planned: list[Job]) -> str:

@@ -15,15 +15,10 @@ def harness(
 
     Raises `UserError` where lm-eval is not installed, or a task or its data cannot be had.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError("evaluate.tasks: lm-eval is not installed; pip install 'holdfast[eval]'") from None
-    manager = TaskManager(include_path=folder)
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise UserError(f"evaluate.tasks={unknown}: lm-eval has no such task; `lm-eval ls tasks` lists them")
+    manager = known(tasks, folder)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     try:
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -41,3 +36,15 @@ def harness(
         for metric, value in scores.items()
         if isinstance(value, float)
     }
+
+
+def known(tasks: list[str], folder: str | None) -> Any:
+    """lm-eval's manager of these tasks. Raises `UserError` where it is not installed, or knows one of them not."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError("evaluate.tasks: lm-eval is not installed; pip install 'holdfast[eval]'") from None
+    manager = TaskManager(include_path=folder)
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise UserError(f"evaluate.tasks={unknown}: lm-eval has no such task; `lm-eval ls tasks` lists them")
+    return manager

@@ -64,13 +64,14 @@ def fetched(path: str, revision: str | None = None) -> Path:
     Raises `UserError` with what to do: no such folder or model, no network, a licence to accept, or what is there is
     no whole model.
     """
-    folder = _folder(path, revision)
+    folder = downloaded(path, revision)
     checkpoints.check(path, folder)
     checkpoints.tensors(folder)  # their headers alone
     return folder
 
 
-def _folder(path: str, revision: str | None) -> Path:
+def downloaded(path: str, revision: str | None = None) -> Path:
+    """As `fetched`, of a model of any kind: what it holds is not looked at."""
     if Path(path).is_dir():
         return Path(path)
     if Path(path).is_file():

@@ -16,3 +16,6 @@ class PlanOptions(Options):
     bandwidth: Positive | None = Field(default=None, description="of memory, bytes a second; null: measured")
     prompt_tokens: Count = Field(description="the longest, until the data set is made")
     response_tokens: Count = Field(description="likewise")
+    profile: str | None = Field(
+        default=None, description="a folder of a Snakemake profile that is told what each rule needs on Slurm"
+    )

@@ -56,6 +56,11 @@ def fresh(path: str) -> str:
 def composed(overrides: list[str]) -> Config:
     """The checked configuration, or a `UserError` that names what is wrong, where it stands, and what would be
     right."""
+    return composition(overrides)[0]
+
+
+def composition(overrides: list[str]) -> tuple[Config, dict[str, Any]]:
+    """As `composed`, and its values as the files have them, interpolations unresolved."""
     try:
         asked = expanded(overrides)
         cfg = _hydra(asked)
@@ -65,7 +70,8 @@ def composed(overrides: list[str]) -> Config:
     chosen = cfg.hydra.runtime.choices
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    return checked(cfg, chosen, asked)
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    return checked(cfg, chosen, asked), plain
 
 
 def _hydra(overrides: list[str]) -> DictConfig:
@@ -100,8 +106,12 @@ def read(data: Mapping[str, Any]) -> Config:
             found[name] = _value(name, kind, data[name])
     if unknown := sorted(data.keys() - found.keys()):
         raise BadValue(unknown[0], f"{unknown[0]}: no such key; {choices(unknown[0], [*sections(), *VALUES])}")
-    cfg = Config(found)
-    for name, part in found.items():
+    return agreed(Config(found))
+
+
+def agreed(cfg: Config) -> Config:
+    """The configuration, if its sections fit one another; else a `BadValue` or `UserError`."""
+    for name, part in cfg.__dict__.items():
         for key, options in part.items() if isinstance(part, dict) else [("", part)]:
             if isinstance(options, Options):
                 options.agree(f"{name}.{key}".rstrip("."), cfg)

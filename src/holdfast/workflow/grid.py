@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from holdfast.reporting.options import PRODUCTS
 from holdfast.reporting.product import ESTIMATES, Files, Product, Texts
 from holdfast.reporting.records import Evidence
 from holdfast.runtime.devices import cards
+from holdfast.settings.choices import Choices
 from holdfast.settings.compose import composed
-from holdfast.settings.options import Config, Options
+from holdfast.settings.options import Options
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.settings.schema import Study
 from holdfast.stages import align, answer, data, elicit, evaluate, judge, pretrain, probe, refine, tables
@@ -47,8 +47,9 @@ class Workflow:
         self.overrides = [f"study={config.get('study', 'tiny')}", *own]
         # By way of the environment: as `params` the string would re-run every stage whenever it changes.
         os.environ["HOLDFAST_OVERRIDES"] = json.dumps(self.overrides)
-        self.cfg = self._composed()
+        self.cfg = composed(self.overrides)
         self.study = self.cfg.study
+        self.choices = Choices(self.overrides, list(dict.fromkeys(model for model, *_ in runs(self.study))))
         self.layout = Layout.of(self.cfg)
         _refuse_without_effect(own, self.study, self.judges)
 
@@ -81,40 +82,40 @@ class Workflow:
 
     def gpus(self, model: str, processes: int = 1) -> int:
         """How many of the pool's cards a job takes."""
-        return processes * self._composed(model=model).model.gpus if self.on_gpu else 0
+        return processes * self.choices.of(model=model).model.gpus if self.on_gpu else 0
 
     def threads(self, model: str, processes: int = 1) -> int:
         """Of a job. A card's host needs no more than one."""
-        each = 1 if self.on_gpu else self._composed(model=model).model.threads or os.cpu_count() or 1
+        each = 1 if self.on_gpu else self.choices.of(model=model).model.threads or os.cpu_count() or 1
         return processes * each
 
     def processes(self, model: str, method: str = "") -> int:
         """That share out a job of probe or evaluation, or of refinement by this method."""
-        cfg = self._composed(model=model, method=method) if method else self._composed(model=model)
+        cfg = self.choices.of(model=model, **({"method": method} if method else {}))
         return cfg.model.processes if not method or cfg.method.shares else 1
 
     def settings(self, stage: str, **chosen: str) -> dict[str, Any]:
         """The composed values that a stage reads with these `model`, `align`, `method` and `judge`: its rule's
         `params`, so that a changed value re-runs it."""
-        return self._composed(**chosen).only(STAGES[stage].reads).as_dict()
+        return self.choices.of(**chosen).only(STAGES[stage].reads).as_dict()
 
     def code(self, stage: str, **chosen: str) -> list[str]:
         """The stage's own module, whose change re-runs it, and those outside the package that its options are of."""
-        cfg = self._composed(**chosen).only(STAGES[stage].reads)
+        cfg = self.choices.of(**chosen).only(STAGES[stage].reads)
         parts = [one for name in cfg for one in _each(getattr(cfg, name))]
         modules = {type(one).__module__ for one in parts if not type(one).__module__.startswith("holdfast.")}
         return [_from_here(str(sys.modules[n].__file__)) for n in (STAGES[stage].run.__module__, *sorted(modules))]
 
     def pretrained(self, model: str) -> bool:
         """Whether the model is made in the run."""
-        return self._composed(model=model).model.source is None
+        return self.choices.of(model=model).model.source is None
 
     def base(self, model: str) -> list[Path]:
         """What alignment needs beside the data: the model that the run itself pretrains, or the files of one that is
         on this machine, and of its chat template."""
         if self.pretrained(model):
             return [self.layout.pretrain(model) / "metrics.json"]
-        chosen = self._composed(model=model).model
+        chosen = self.choices.of(model=model).model
         template = CONF / chosen.chat_template if chosen.chat_template and "{" not in chosen.chat_template else None
         return files_of(chosen.source) + ([template] if template and template.is_file() else [])
 
@@ -127,13 +128,13 @@ class Workflow:
         """What judging needs beside the answers: the referee's model, the base where none is given, and the judge's,
         as far as they are on this machine."""
         own = self.cfg.referee.path
-        judged = self._composed(judge=judge).judge
+        judged = self.choices.of(judge=judge).judge
         return files_of(getattr(judged, "path", None)) + (files_of(own) if own else self.base(model))
 
     def needed(self, model: str, recipe: str, method: str, seed: int | str) -> list[Path]:
         """What refinement needs beside the aligned model: the probe, if the method selects its layers by it, and the
         refinement that it repeats, if it is that kind of control."""
-        chosen = self._composed(model=model, method=method).method
+        chosen = self.choices.of(model=model, method=method).method
         probe = [self.layout.probe(model, recipe, seed) / "metrics.json"] * chosen.select.probed
         probe += self.elicited(model, recipe, seed)
         source = [self.layout.refine(model, recipe, chosen.of, seed) / "metrics.json"] if chosen.of else []
@@ -145,12 +146,12 @@ class Workflow:
 
     def elicited(self, model: str, recipe: str, seed: int | str) -> list[Path]:
         """The model's own answers, where probe and refinement learn from them."""
-        own = self._composed(model=model).elicit.prompts
+        own = self.choices.of(model=model).elicit.prompts
         return [self.layout.elicit(model, recipe, seed) / "own.parquet"] * bool(own)
 
     def checkpoint_folder(self, model: str, recipe: str, method: str, seed: int | str) -> Path:
         """The run folder whose model is evaluated as `method`."""
-        refines = self._composed(model=model, method=method).method.refines
+        refines = self.choices.of(model=model, method=method).method.refines
         return self.layout.checkpoint(model, recipe, method, refines, seed)
 
     @property
@@ -222,10 +223,6 @@ class Workflow:
             made += [layout.by(judge).judged(model, recipe, method, seed) for judge in self.judges]
         files = [path for product in self.products for path in self.files(product)]
         return files + [folder / "metrics.json" for folder in dict.fromkeys(made)]
-
-    @cache  # noqa: B019 - one instance lives as long as the workflow
-    def _composed(self, **chosen: str) -> Config:
-        return composed([*self.overrides, *(f"{group}={name}" for group, name in chosen.items())])
 
 
 def _from_here(path: str) -> str:
