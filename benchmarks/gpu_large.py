@@ -33,7 +33,7 @@ def overrides(folder: Path) -> list[str]:
 def run() -> dict[str, Any]:
     import torch
 
-    from holdfast.commands.plan import Choices, jobs
+    from holdfast.commands.plan import choices_of, jobs
     from holdfast.models import load as models
 
     model = build(SHAPE, torch.bfloat16, "cuda")
@@ -47,7 +47,7 @@ def run() -> dict[str, Any]:
         tokenizer.save_pretrained(folder / "base")
         models.load = lambda *_: (model, tokenizer)  # type: ignore[assignment]
         models.save = lambda *_: None  # type: ignore[assignment]
-        planned = {job.stage + job.name.replace("zo_selective", ""): job for job in jobs(Choices(given))}
+        planned = {job.stage + job.name.replace("zo_selective", ""): job for job in jobs(choices_of(given))}
         for stage, method in (("probe", "aligned"), ("refine", "zo_selective"), ("evaluate", "aligned")):
             rows.append(_row(stage, method, given, planned[stage + ("aligned" if stage == "evaluate" else "")]))
     parameters = sum(p.numel() for p in model.parameters())

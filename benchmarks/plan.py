@@ -20,7 +20,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from holdfast.commands.plan import Choices, Job, jobs
+from holdfast.commands.plan import Job, choices_of, jobs
 from holdfast.settings.paths import Layout
 
 METHODS = ("zo_selective", "zo_all", "fo_refine")
@@ -128,7 +128,7 @@ def main() -> None:
         write_data(folder)
         given = overrides(folder, arguments)
         taken("data", "", given, folder)
-        choices = Choices([*given, "plan.gpu_gib=[]"])
+        choices = choices_of([*given, "plan.gpu_gib=[]"])
         rows, words = [], ""
         for job in jobs(choices):
             name = {"aligned": "aligned", "refined": METHODS[0]}.get(job.name, job.name)

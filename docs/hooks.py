@@ -11,7 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"README.md": "index.md", "benchmarks/README.md": "benchmarks.md"}
+PAGES = {"README.md": "index.md", "benchmarks/README.md": "benchmarks.md", "profiles/slurm/README.md": "slurm.md"}
 PAGES |= {name: name.lower() for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -131,3 +132,45 @@ def test_what_cannot_be_fetched_is_told_at_once_after_the_rest(monkeypatch, caps
     )
     assert ended.stderr.count("\n") == 1
     assert fetch.main(["study=smoke"]) == "fetch    all is here; give the jobs HF_HUB_OFFLINE=1"
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import scaling
+
+    return scaling
+
+
+def test_a_schedule_is_bound_by_its_longest_chain_and_by_its_gpus(scaling):
+    """Two chains of 3 + 2 + 1 s, and one job of 4 s on two GPUs."""
+
+    def chain():
+        first = scaling.Work(3.0)
+        second = first.then(scaling.Work(2.0))
+        return [first, second, second.then(scaling.Work(1.0))]
+
+    both = [*chain(), *chain()]
+    assert [scaling.makespan(both, gpus) for gpus in (1, 2, 9)] == [12.0, 6.0, 6.0]
+    assert scaling.makespan([*both, scaling.Work(4.0, 2)], 4) == 6.0
+    assert scaling.makespan([*both, scaling.Work(4.0, 2)], 2) == 10.0
+
+
+def test_the_page_on_scaling_says_what_its_simulator_says(scaling):
+    page = scaling.PAGE.read_text(encoding="utf-8")
+    assert page.partition(scaling.BEGIN)[2].partition(scaling.END)[0].strip() == scaling.report("paper")
+
+
+def test_the_recipe_of_the_container_names_files_that_are_there():
+    shared = re.search(r"^SHARED = (.*)$", (REPOSITORY / "setup.py").read_text(), re.M)[1]
+
+    text = (REPOSITORY / "containers/holdfast.def").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^%(\w+)\n(.*?)(?=^%|\Z)", text, re.M | re.S))
+    copied = [line.split() for line in parts["files"].splitlines() if line.strip()]
+    assert all((REPOSITORY / source).exists() and place == f"/opt/holdfast/{source}" for source, place in copied)
+    assert {*re.findall(r'"(.+?)"', shared), "pyproject.toml", "constraints.txt"} <= {source for source, _ in copied}
+    script = re.sub(
+        r"{{ (\w+) }}", lambda found: re.search(rf"{found[1]}=(\S+)", parts["arguments"])[1], parts["post"]
+    )
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
+    assert "{" not in script

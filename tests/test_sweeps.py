@@ -87,6 +87,16 @@ def test_jobs_side_by_side(broken):
     check_outlived(ended, broken)
 
 
+def test_jobs_by_submitit(broken):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    ended = run_stage("data", "-m", "hydra/launcher=submitit_local", *ROWS, cwd=broken)
+    assert ended.returncode == 1
+    each = ["data.pretrain_rows=21: 21 is refused", "data.pretrain_rows=22: ZeroDivisionError: division by zero"]
+    assert ended.stderr == f"holdfast data: 2 of 3 jobs failed: {'; '.join(each)}\n"
+    assert [path.parent.name for path in broken.rglob("metrics.json")] == ["1"]
+    assert not list(broken.glob(".holdfast-*"))
+
+
 def test_the_values_of_a_sweep_on_the_command_line(tmp_path):
     (tmp_path / "mine/align").mkdir(parents=True)
     (tmp_path / "mine/align/sft_mine.yaml").write_text("# @package _global_\ndefaults: [sft, _self_]\n")

@@ -84,3 +84,22 @@ def test_the_study_has_the_same_bytes_and_outlives_a_lost_job_and_a_lost_node(cl
         if second.wait(900) != 0:
             assert subprocess.run(asked, timeout=900, **quiet).returncode == 0, (tmp_path / "log").read_text()[-3000:]
     assert digests(tmp_path) == plain
+
+
+def test_a_sweep_by_submitit(cluster, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launched = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=here", "hydra.launcher.timeout_min=5"]
+    launched += ["hydra.launcher.mem_gb=1", "hydra.launcher.cpus_per_task=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "holdfast",
+        "data",
+        "-m",
+        *launched,
+        "data.pretrain_rows=20,30",
+        "tracking=disabled",
+    ]
+    ended = subprocess.run(command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("multirun/data/*/*/metrics.json"))) == 2

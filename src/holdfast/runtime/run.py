@@ -146,8 +146,9 @@ class Stage:
         """A single run is checked as it starts; of a sweep, no job starts before all have been checked."""
         for cfg in [composed([*place, *_scientific(job)]) for job in sweep(overrides)]:
             _require(self.inputs(cfg), cfg)
-        with tempfile.TemporaryDirectory() as folder:
-            Job(self, place, Path(folder)).sweep()
+        # Beside the results, where a cluster's nodes see it too.
+        with tempfile.TemporaryDirectory(prefix=".holdfast-", dir=".") as folder:
+            Job(self, place, Path(folder).resolve()).sweep()
 
     def execute(self, given: DictConfig, place: list[str]) -> float | None:
         """One run; `place` holds the override by which further YAMLs are found. A run that fails leaves no empty
