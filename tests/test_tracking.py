@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-from conftest import run_stage
+from conftest import REPOSITORY, run_stage
 
 from holdfast.runtime.tracking import Tracker
 from holdfast.settings.compose import composed
@@ -64,7 +66,7 @@ def test_a_run_online_continues_and_says_what_it_used(begin):
     assert first.settings["group"] == "tiny/tiny"
     assert first.settings["job_type"] == "refine"
     assert first.settings["tags"] == ["sft", "zo_all", "s0"]
-    assert first.settings["config"] == {"refine.steps": 2, "method.name": "zo_all", "seed": 0}
+    assert first.settings["config"] == {"refine.steps": 2, "method.name": "zo_all", "method_name": "zo_all", "seed": 0}
 
 
 def test_steps_are_counted_so_that_a_repeated_one_is_known(begin):
@@ -195,3 +197,30 @@ def test_a_run_has_the_settings_of_the_stages_before_it(stage, tmp_path, monkeyp
         assert (told["refine.lr"], told["method.name"], told["align.name"]) == (0.5, "zo_all", "sft")
     else:
         assert not found & {"refine", "method", "evaluate"}
+
+
+def test_a_workspace_shows_what_runs_have(monkeypatch):
+    """Its panels are of keys that a judged run's summary has, and of the setting that a run is grouped by."""
+    from holdfast.commands import workspace
+    from holdfast.settings.compose import composed
+    from holdfast.statistics.rates import summarized
+
+    cfg = composed(["study=smollm2"])
+    records = pd.read_parquet(REPOSITORY / "docs/evidence/smollm2/records.parquet")
+    has = summarized(records[records["method"] == "aligned"])
+    model = workspace.workspace(cfg, "us")._to_model()
+    sections = json.loads(model.model_dump_json(by_alias=True))["spec"]["section"]["panelBankConfig"]["sections"]
+    bars = [panel["config"] for one in sections[:3] for panel in one["panels"]]
+    asked = {bar["metrics"][0].removeprefix("summary_metrics.") for bar in bars}
+    assert asked == {key for key in has if key.split("/")[-1] in ("asr", "over_refusal", "broken_benign", "utility")}
+    assert {bar["groupBy"] for bar in bars} == {"method_name.value"}
+
+
+def test_a_workspace_needs_a_login(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ended = stage("workspace", "study=smoke")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("holdfast workspace: W&B: ")
+    assert "wandb login" in ended.stderr
+    assert ended.stderr.count("\n") == 1

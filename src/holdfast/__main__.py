@@ -13,7 +13,7 @@ from pathlib import Path
 from holdfast.errors import UserError
 
 STAGES = ("data", "pretrain", "answer", "align", "elicit", "probe", "refine", "evaluate", "judge", "tables")
-COMMANDS = ("harden", "plan", "fetch", "compare", "replay", "tune", "calibrate")
+COMMANDS = ("harden", "plan", "fetch", "compare", "replay", "tune", "calibrate", "workspace")
 ROOMS = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS, "commands")
 MODULES = {verb: f"holdfast.{room}.{verb}" for verb, room in ROOMS.items()}
 MEASURE = "holdfast.commands.evaluate"  # what `evaluate` is for a model of one's own

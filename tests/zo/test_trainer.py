@@ -101,6 +101,14 @@ def test_gradient_accumulation_is_one_perturbation_for_all(llama, tokenizer, tmp
     assert first == pytest.approx(second, rel=1e-3)
 
 
+@pytest.mark.parametrize("sharding", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_weights_in_shards_are_refused(llama, tokenizer, tmp_path, sharding):
+    trainer = sft(llama, tokenizer, tmp_path)
+    setattr(trainer, sharding, True)
+    with pytest.raises(ValueError, match="keeps weights in shards"):
+        trainer.create_optimizer()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_checkpoint_resumes_to_the_same_bits(llama, tokenizer, tmp_path, dtype):
     llama.to(dtype)

@@ -19,6 +19,7 @@ from holdfast.runtime.files import as_json, write_text
 from holdfast.settings.options import Config, Options, section
 
 KEPT = ("config.yaml", "metrics.json", "trajectory.jsonl")  # of a stage's folder, as its artifact
+METHOD = "method_name"  # a setting once more without a dot, which panels take for a path
 OWN = "wandb.json"  # in a stage's folder: the id of its run, and a digest of the settings that the run is of
 
 
@@ -58,6 +59,8 @@ class Tracker:
         import wandb
 
         settings = dict(flatten({**self.config, "seed": cfg.seed}))
+        if "method" in self.config:
+            settings[METHOD] = self.config["method"]["name"]
         name = f"{self.stage}/{self.label}"
         digest = hashlib.sha256(as_json({"name": name, **settings}).encode()).hexdigest()
         known = _known(self.out, digest)

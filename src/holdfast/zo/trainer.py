@@ -33,7 +33,7 @@ class ZOMixin:
     """Overrides `training_step`; the trainer's `compute_loss` is evaluated 2 · queries times under no gradient.
 
     Micro-batches of gradient accumulation are kept until the last one, and meet the same perturbations. Under
-    `torchrun` all ranks make the same update; sharded parameters (FSDP, DeepSpeed ZeRO-3) are not supported.
+    `torchrun` all ranks make the same update. Raises `ValueError` for parameters in shards (FSDP, DeepSpeed ZeRO).
     """
 
     def __init__(self, *args: Any, zo: ZOArguments, **kwargs: Any) -> None:
@@ -45,6 +45,9 @@ class ZOMixin:
         self.noted = False  # whether this step's metrics have been taken
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        for sharding, name in (("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed ZeRO")):
+            if getattr(self, sharding):
+                raise ValueError(f"{name}: keeps weights in shards, and noise needs whole ones; start torchrun alone")
         bare = self.accelerator.unwrap_model(self.model if model is None else model)  # type: ignore[attr-defined]
         groups, zo = weight_groups(bare), self.zo
         self.refiner = ZeroOrderRefiner(
