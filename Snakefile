@@ -1,10 +1,12 @@
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
 from holdfast.errors import UserError
 from holdfast.runtime import warm
 from holdfast.workflow.grid import Workflow
+from holdfast.workflow.lock import take_over
 
 min_version("9.0")
 
@@ -12,6 +14,8 @@ try:
     flow = Workflow(config)
 except UserError as error:
     sys.exit(f"{error}")
+if workflow.is_main_process:
+    take_over(Path(".snakemake"))
 config["study"], config["settings"], config["opening"] = flow.study.name, flow.composed, flow.opening
 
 

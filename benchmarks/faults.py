@@ -108,9 +108,8 @@ def digest(folder: Path) -> str:
 
 
 def finish(folder: Path) -> float:
-    """Call until it ends; gives the seconds. What Snakemake locked before it was killed is unlocked, as it says."""
+    """Call until it ends; gives the seconds."""
     begun = time.perf_counter()
-    call(folder, "--unlock").wait()
     if status := call(folder, "--rerun-incomplete").wait():
         sys.exit(f"the call after the faults ended with {status}; {folder / 'log.txt'} says why")
     return time.perf_counter() - begun
@@ -137,7 +136,6 @@ def main() -> None:
             said = inject(folder, kind, noise)
             counts[kind] += 1
             print(f"{number + 1:>3} {kind:<9} {said}", flush=True)
-            call(folder, "--unlock").wait()
             if (number + 1) % asked.each == 0 or number + 1 == asked.count:
                 took = finish(folder)
                 longest = max(longest, took)

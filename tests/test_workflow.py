@@ -365,3 +365,27 @@ def test_a_command_of_the_documentation_runs(stocked, line):
         command = [*shlex.split(line), "--dry-run", "STUDY=smoke"]
         ended = subprocess.run(command, cwd=stocked, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_killed_snakemake_leaves_no_lock_and_a_living_one_keeps_its_own(tmp_path):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "1"]
+    command += ["results/smoke/data/metrics.json", *SMOKE, "set=tracking=disabled"]
+
+    def begun() -> subprocess.Popen[str]:
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-1, text=True, start_new_session=True)
+        while not list(tmp_path.glob(".snakemake/locks/*.lock")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        return running
+
+    first = begun()
+    os.kill(first.pid, signal.SIGSTOP)
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert "Directory cannot be locked" in second.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert third.returncode == 0, third.stderr
+    assert "a run in this folder was killed; this one goes on from what it wrote" in third.stderr
+    assert not list(tmp_path.glob(".snakemake/locks/*.lock"))
