@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from functools import cache
 
+import pandas as pd
 import pytest
+from conftest import save_aligned, save_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +23,7 @@ from holdfast.planning.stages import Case
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Machine, Pass
 from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout
 from holdfast.settings.schema import Model
 
 STATED = ["plan.flops=4e14", "plan.bandwidth=2.5e12"]
@@ -241,6 +245,25 @@ def test_lengths_come_from_the_data_set_once_it_is_made(tmp_path, tokenizer):
     assert Texts(cfg).packed("nll", 4, 4) == Sizes(4, 10 + 8 + 20, 20 + 1)  # nothing follows the last token
     openings = Texts(cfg).loss
     assert Texts(cfg).packed("margin", 4, 4).tokens == 10 + 8 + sum(openings) - len(openings)
+
+
+def test_a_split_without_rows_takes_nothing_and_waiting_prompts_take_their_answers(tmp_path, tokenizer):
+    """As in a data set whose tuning split has no harmful prompts, and whose benign ones the model answers itself."""
+    layout, base = Layout(str(tmp_path), "smoke"), tmp_path / "base"
+    save_prompts(layout, 6)
+    rows = pd.read_parquet(layout.data / "prompts.parquet")
+    rows = rows[(rows["split"] != "tune") | (rows["label"] != "harmful")]
+    rows.loc[rows["label"] == "benign", "response"] = ""
+    rows.to_parquet(layout.data / "prompts.parquet")
+    save_aligned(base, tokenizer)
+    own = (f"results={tmp_path}", f"model.path={base / 'model'}", "model.shape=null", "plan.gpu_gib=[]")
+    own += ("data=local", "data.responses=self", "answer.max_new_tokens=9", "evaluate.prompts={}")
+    ended = plan("study=smoke", *own, *STATED)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"answer +1 .* (\d+) +\d+ s", ended.stdout)
+    texts = Texts(composed(["study=smoke", *own]))
+    assert set(texts.waiting("train", 4).responses) == {9.0}
+    assert len(texts.evaluated("tune", "harmful")) == 0
 
 
 def test_throughput_is_measured_where_none_is_stated():

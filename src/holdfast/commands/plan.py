@@ -8,8 +8,8 @@ holdfast plan study=paper plan.profile=my-slurm                     # and what j
 
 Shapes come from the model's folder or its `model.architecture`, lengths of texts from the data set if it is made
 (`holdfast data`), otherwise from `plan.prompt_tokens` and `plan.response_tokens`. Without a stated throughput,
-forwards and copies are timed here for some seconds. Left out: the pretraining of a model made in the run, its own
-answers to benign prompts that have none, a judge's own model, the tasks of lm-eval, and the tables.
+forwards and copies are timed here for some seconds. Left out: the pretraining of a model made in the run, a
+judge's own model, the tasks of lm-eval, and the tables.
 """
 
 from __future__ import annotations
@@ -32,16 +32,38 @@ if TYPE_CHECKING:
     from holdfast.planning.work import Machine
 
 READS: tuple[str, ...] = (
-    *("plan", "study", "model", "data", "openings", "align", "elicit", "probe", "method", "refine", "perturb"),
+    *(
+        "plan",
+        "study",
+        "model",
+        "data",
+        "openings",
+        "answer",
+        "align",
+        "elicit",
+        "probe",
+        "method",
+        "refine",
+        "perturb",
+    ),
     *("evaluate", "referee"),
 )
 GIB = 2**30
 # What a process takes beside the model, in GiB: on a GPU its context and kernels' workspaces, on a CPU its libraries.
 CONTEXT = 0.75
-LIBRARIES = {"align": 0.72, "elicit": 0.66, "probe": 0.66, "refine": 0.64, "evaluate": 0.74, "judge": 0.66}
+LIBRARIES = {
+    "answer": 0.66,
+    "align": 0.72,
+    "elicit": 0.66,
+    "probe": 0.66,
+    "refine": 0.64,
+    "evaluate": 0.74,
+    "judge": 0.66,
+}
 HOST = 6 * GIB  # what the libraries take of a card's host
 USABLE = 0.95  # of a memory: the rest goes to fragments and to whoever else is there
 START = {
+    "answer": 7.0,
     "align": 15.0,
     "elicit": 7.0,
     "probe": 7.0,
@@ -126,6 +148,8 @@ def _stages(choices: Choices, cfg: Config, model: str) -> Iterator[tuple[str, st
         yield "align", recipe, {"align": recipe}, len({seed for r, _, seed in found if r == recipe})
         if cfg.elicit.prompts:
             yield "elicit", recipe, {"align": recipe}, len({seed for r, _, seed in found if r == recipe})
+    if cfg.data.self_answered:
+        yield "answer", "", {}, 1
     layout = Layout.of(cfg)
     probes = {layout.probe(model, r, s) for r, m, s in found if methods[m].select.probed}
     probes |= {path for path in layout.probes(cfg.study) if path.is_relative_to(layout.root / model)}

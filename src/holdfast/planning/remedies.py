@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from holdfast.planning.asking import elicit, judge
+from holdfast.planning.asking import answer, elicit, judge
 from holdfast.planning.evaluation import evaluate, kept
 from holdfast.planning.stages import Case, Demand, adapter, align, probe, refine
 from holdfast.recipes.zeroth_order import ZerothOrderAlignment
 from holdfast.settings.compose import read
 
 STAGES: dict[str, Callable[[Case], Demand]] = {
-    **{"align": align, "elicit": elicit, "probe": probe, "refine": refine, "evaluate": evaluate, "judge": judge}
+    **{"answer": answer, "align": align, "elicit": elicit, "probe": probe},
+    **{"refine": refine, "evaluate": evaluate, "judge": judge},
 }
 # The keys of each stage's rows a batch, and the least that they may be.
 BATCHES = {
     "align": {"align.batch_size": 1},
     "probe": {"probe.batch_size": 1, "probe.online.batch_size": 2},
     "refine": {"refine.batch_size": 2},
+    "answer": {"answer.batch_size": 1},
     "elicit": {"elicit.batch_size": 1},
     "evaluate": {"evaluate.batch_size": 1},
     "judge": {"referee.batch_size": 1},

@@ -92,6 +92,10 @@ class Texts:
         """Training prompts of a label, so many of them."""
         return self._rows("train", label, most, most)
 
+    def waiting(self, split: str, most: int | None) -> Rows:
+        """Benign prompts of a split that the model is asked before alignment, no more than that."""
+        return self._rows(split, "benign", most, STATED_ROWS if most is None else most)
+
     def padded(self, loss: str, size: int, draws: int) -> Sizes:
         """A batch of a loss in TRL's trainers: see `Rows.batch`."""
         copies = self.copies(loss)
@@ -127,6 +131,8 @@ class Texts:
         found = frame[(frame["split"] == split) & (frame["label"] == label)]
         found = capped(found, cap, self.cfg.evaluate.seed)
         prompts, responses = (np.array(self.tokens(found[part].tolist())) for part in ("prompt", "response"))
+        if self.cfg.data.self_answered and label == "benign":  # some wait for the model's own
+            responses[(found["response"] == "").to_numpy()] = self.cfg.answer.max_new_tokens - 1
         return Rows(prompts + TEMPLATE, responses + 1)
 
     def _openings(self, sides: Any) -> list[int]:
@@ -159,6 +165,8 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, 
         raise UserError(f"{place}: its tokenizer could not be loaded ({first_line(error)})") from None
 
     def tokens(texts: Sequence[str]) -> list[float]:
+        if not texts:  # which a tokenizer does not take
+            return []
         return [float(len(ids)) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     return tokens, f"by the tokenizer of {place}", len(tokenizer)
