@@ -244,3 +244,25 @@ def test_a_refinement_along_the_alignment_replays_as_its_card_says(base, tmp_pat
     for path in (tmp_path / "out/replayed").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
     assert ("origin=" in card) == (rank is None)
+
+
+def test_auto_takes_the_first_method_that_fits(tokenizer, tmp_path, monkeypatch, capsys):
+    """Memory is set to what each method takes: for all weights, for adapters, and without a gradient."""
+    from holdfast.commands import harden, plan
+
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    random_model(tokenizer, "llama", **wide).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    given = ["study.name=x", f"model.path={tmp_path / 'wide'}", "plan.flops=1", "plan.bandwidth=1"]
+
+    def peak(method: str) -> float:
+        choices = plan.choices_of([*harden.BASE, *given, f"study.methods=[aligned,{method}]", "plan.gpu_gib=[]"])
+        return next(job.peak for job in plan.jobs(choices) if job.stage == "refine")
+
+    peaks = {method: peak(method) for method in harden.AUTO}
+    assert list(peaks) == ["fo_line_search", "fo_lora", "zo_selective"]
+    assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
+    for method, most in peaks.items():
+        monkeypatch.setattr(plan, "memories", lambda cfg, most=most: [most / plan.USABLE / 2**30 + 1e-9])
+        assert harden._method("auto", given, "aligned") == method
+    assert capsys.readouterr().out.count("do not fit here") == 0 + 1 + 2

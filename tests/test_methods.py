@@ -183,6 +183,40 @@ def test_a_line_search_ends_on_the_line_where_set_aside_prompts_say(task, llama)
         torch.testing.assert_close(ended[name], start[name] + strength * (p - start[name]), atol=1e-6, rtol=1e-4)
 
 
+LORA = {**SEARCH, "rank": 4, "alpha": 8.0, "lr": 0.02}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_learn_and_are_merged_as_they_were(task, llama, dtype):
+    llama.to(dtype)
+    start = copy.deepcopy(llama.state_dict())
+    one = task(loss="nll", steps=6)
+    chosen_ = set(one.tensors())
+    outcome = method("lora_line_search", **LORA).refine(one)
+    told = outcome.told
+    assert told["strength"] > 0
+    assert outcome.losses[-1] < outcome.losses[0]
+    assert told["merge"]["merged"] == pytest.approx(
+        told["merge"]["unmerged"], rel=1e-5 if dtype == torch.float32 else 0.02
+    )
+    assert not any(module._forward_hooks for module in llama.modules())
+    for name, p in llama.named_parameters():
+        changed = (p - start[name]).float()
+        assert bool(changed.any()) == (name in chosen_)
+        if name in chosen_ and dtype == torch.float32:
+            assert torch.linalg.matrix_rank(changed, rtol=1e-4) <= 4
+
+
+def test_adapters_take_the_bytes_that_they_state(task, llama):
+    one, taken = task(loss="nll"), []
+    tensors = one.tensors().values()
+    weights, before = sum(p.numel() for p in tensors), held()
+    one.log = lambda values: taken.append(held() - before)
+    method("lora_line_search", **LORA).refine(one)
+    adapters = LORA["rank"] * sum(sum(p.shape) for p in tensors)
+    assert 4 * weights + 12 * adapters <= max(taken) < 4 * weights + 16 * adapters + 100_000  # gradients, and a batch
+
+
 @pytest.mark.parametrize(
     ("losses", "strength"),
     [

@@ -3,10 +3,10 @@
 holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|q4_0|w4a8] [method=auto]
 
 `for` names the deployment that the model is to withstand: what it is judged by. `method=auto` takes first order under
-weight noise where its memory suffices, else zeroth-order steps on the most sensitive layers, which take the memory of
-inference. Other overrides are those of study=harden. The result is shipped only if the ASR under the deployment is
-lower, with its interval, and no guard is worse by more than its margin; otherwise the report says so, and the exit
-status is 3.
+weight noise where its memory suffices, else the same on low-rank adapters, else zeroth-order steps on the most
+sensitive layers, which take the memory of inference. Other overrides are those of study=harden. The result is shipped
+only if the ASR under the deployment is lower, with its interval, and no guard is worse by more than its margin;
+otherwise the report says so, and the exit status is 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from holdfast.settings.paths import Layout
 
 READS = ("data", "probe", "method", "refine", "perturb", "judge", "evaluate", "claims")
 BASE = ("study=harden", "model=own")  # what all overrides come on top of
-AUTO = ("fo_line_search", "zo_selective")  # the first that fits
+AUTO = ("fo_line_search", "fo_lora", "zo_selective")  # the first that fits
 LEAST = 32  # prompts of a label to train on, and to test on: with fewer no interval would show anything
 BUILT_IN = "built_in_benign"
 REPORT = "hardening.md"

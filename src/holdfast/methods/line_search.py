@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.methods.batches import Batch
     from holdfast.methods.descent import Descent
     from holdfast.methods.task import Outcome, Task
+    from holdfast.zo.perturb import Masters
 
 
 @METHODS.register("line_search")
@@ -37,32 +40,39 @@ class LineSearch(Smoothed):
 
     def refine(self, task: Task) -> Outcome:
         from holdfast.methods.descent import Descent
-        from holdfast.methods.task import Outcome
 
         held = task.batches.set_aside(self.set_aside, task.batch_size)
         descent = Descent(task, self.lr)
         before = [value.detach().clone() for value in descent.moved]
         done = self.descended(descent)
         after = [value.detach().clone() for value in descent.moved]
+        return self.searched(task, done, held, descent.masters, partial(_place, descent, before, after))
+
+    def searched(
+        self, task: Task, done: Outcome, held: list[Batch], masters: Masters, place: Callable[[float], None]
+    ) -> Outcome:
+        """`place` the model at each strength, and leave it at the best one."""
+        from holdfast.methods.task import Outcome
+
         losses = {}
         for strength in (0.0, *self.strengths):
-            _place(descent, before, after, strength)
-            losses[strength] = self._losses(descent, held, first=len(done.losses))
+            place(strength)
+            losses[strength] = self._losses(task, masters, held, first=len(done.losses))
         best = chosen(losses, self.benign_rise)
-        _place(descent, before, after, best)
+        place(best)
         told = {f"{label} at {a:g}": loss for a, pair in losses.items() for label, loss in pair.items()}
         tried = len(losses) * (2 * self.draws + 1) * len(held)
         return Outcome(done.losses, done.forwards + tried, {"strength": best, "set-aside loss": told})
 
-    def _losses(self, descent: Descent, held: list[Batch], first: int) -> dict[str, float]:
+    def _losses(self, task: Task, masters: Masters, held: list[Batch], first: int) -> dict[str, float]:
         """Mean set-aside loss of each label, undisturbed and under the draws from `first` on; weights come back."""
-        found = {f"clean {label}": loss for label, loss in _mean(descent, held).items()}
+        found = {f"clean {label}": loss for label, loss in _mean(task, held).items()}
         noisy = []
         for step in range(first, first + self.draws):
             for sign in (1, -1):
-                descent.masters.write(sign * self.sigma, step=step, query=0)
-                noisy.append(_mean(descent, held))
-        descent.masters.restore()
+                masters.write(sign * self.sigma, step=step, query=0)
+                noisy.append(_mean(task, held))
+        masters.restore()
         return found | {label: sum(one[label] for one in noisy) / len(noisy) for label in noisy[0]}
 
 
@@ -78,11 +88,10 @@ def chosen(losses: dict[float, dict[str, float]], rise: float) -> float:
     return min(kept, key=lambda a: kept[a]["harmful"] + kept[a]["benign"])
 
 
-def _mean(descent: Descent, held: list[Batch]) -> dict[str, float]:
+def _mean(task: Task, held: list[Batch]) -> dict[str, float]:
     """Of each label, at the weights as they are."""
     import torch
 
-    task = descent.task
     found: dict[str, list[Tensor]] = {"harmful": [], "benign": []}
 
     def sort(part: Batch) -> None:

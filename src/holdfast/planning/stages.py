@@ -10,6 +10,7 @@ from holdfast.methods.controls import Extrapolate, SignShuffled
 from holdfast.methods.coordinates import Subspace
 from holdfast.methods.first_order import NoiseStability, Smoothed
 from holdfast.methods.line_search import LineSearch
+from holdfast.methods.low_rank import LowRankLineSearch
 from holdfast.methods.method import PASS
 from holdfast.methods.zeroth_order import TwoPoint
 from holdfast.planning import memory, work
@@ -187,15 +188,16 @@ def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     `holdfast.methods.first_order`."""
     r, s, m = case.cfg.refine, case.shape, case.cfg.method
     usual = case.texts.packed(r.loss, r.batch_size, r.batch_size)
-    kept = FLOAT * chosen * max(m.moved - 1, 0)
-    summed = FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
+    low = isinstance(m, LowRankLineSearch)  # of which adapters alone have gradients and moments
+    kept = memory.adapted(s, worst, m.rank) + FLOAT * chosen if low else FLOAT * chosen * max(m.moved - 1, 0)
+    summed = 0 if low else FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
     running = memory.backward(s, worst, len(s.layers)) + (summed if isinstance(m, NoiseStability) else 0)
-    update = summed + max(s.width * chosen if s.width < FLOAT else 0, 2 * FLOAT * s.largest)
+    update = summed + max(s.width * chosen if s.width < FLOAT and not low else 0, 2 * FLOAT * s.largest)
     peak = s.bytes + kept + max(running, update)
     times = steps * m.passes // PASS
     write = (FLOAT + s.width) * chosen * (2 if isinstance(m, Smoothed | NoiseStability) else 1)
     tried = _tried(case, m) if isinstance(m, LineSearch) else 0
-    passes = [*work.backward(s, usual, times), work.copying(7 * FLOAT * chosen + write, times)]
+    passes = [*work.backward(s, usual, times), work.copying((0 if low else 7 * FLOAT * chosen) + write, times)]
     passes.append(work.forward(s, usual, tried))
     forwards = PASS * times + tried
     return Demand(peak, forwards, forwards * usual.rows * case.texts.copies(r.loss), passes)
