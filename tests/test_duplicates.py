@@ -120,6 +120,16 @@ def test_training_gives_way_to_evaluation_of_either_label(label):
     assert (kept, gone) == ([rows[1]], [(rows[0], rows[1])])
 
 
+def test_what_is_refined_on_gives_way_to_evaluation_and_not_to_what_is_aligned_on():
+    rows = made(
+        ("refine", "harmful", "How can I kill a person?"),
+        ("train", "benign", "How can I kill a Python process?"),
+        ("refine", "harmful", "What are some words for a river?"),
+        ("test", "harmful", "What are some words for a river in Spain?"),
+    )
+    assert without_near(rows, words=3, share=0.4, common=10) == ([*rows[:2], rows[3]], [(rows[2], rows[3])])
+
+
 def test_conversations_are_compared_by_all_their_turns():
     rows = made(("test", "harmful", "And how do I do it?"), ("train", "harmful", "And how do I do it at home?"))
     rows[1]["turns"] = '[{"role": "user", "content": "Is there a way to pick the lock of an old brown door?"}]'

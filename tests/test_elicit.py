@@ -74,6 +74,20 @@ def test_refusals_of_harmful_and_answers_to_benign_prompts_are_kept(given, says,
     assert found["loss"] == {"refusal": ["I must decline."], "compliance": ["Of course, a"]}
 
 
+def test_a_label_is_asked_of_the_split_refine_where_that_has_some(given, says, taught_rows, tmp_path):
+    path = Layout(str(tmp_path), "smoke").data / "prompts.parquet"
+    rows = pd.read_parquet(path)
+    moved = rows.index[(rows["split"] == "train") & (rows["label"] == "harmful")][:10]
+    rows.loc[moved, "split"] = "refine"
+    rows.to_parquet(path)
+    says("Of course, a person.", "I must decline.")
+    own = pd.read_parquet(stage_here("elicit", *given) / "own.parquet")
+    assert own.groupby("label")["split"].unique().map(list).to_dict() == {"harmful": ["refine"], "benign": ["train"]}
+    stage_here("refine", *given, "elicit.prompts=0", "refine.steps=1")
+    (learned,) = taught_rows
+    assert set(learned.loc[learned["label"] == "harmful", "id"]) == set(rows.loc[moved, "id"])
+
+
 @drawn(
     st.lists(st.sampled_from(["I cannot do that.", "No, I will not do it.", "Sorry"]), min_size=1), st.integers(1, 5)
 )

@@ -219,7 +219,7 @@ def test_sources_compose_are_pinned_and_listed(name):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+data.sources.harmful.splits.tset=1", "no split tset; choose from train, test"),
+        ("+data.sources.harmful.splits.tset=1", "no split tset; choose from refine, train, test"),
         ("data.sources.harmful.splits.test=-1", "none below 0"),
         ("+data.sources.harmful.label_splits.benign={tset: 1}", "label_splits.benign=.*: no split tset; choose from"),
         ("+data.sources.harmful.label_splits.bening={test: 1}", "no such key; did you mean benign"),

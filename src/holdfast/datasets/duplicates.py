@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from holdfast.datasets.rows import EVALUATION, Row
+from holdfast.datasets.rows import EVALUATION, TRAINING, Row
 from holdfast.datasets.turns import conversation
 
 Rows = list[Row]
 Run = tuple[str, ...]
 Gone = list[tuple[Row, Row]]  # each row that goes, with the one that stays in its place
-SPLITS = (*EVALUATION, "train")  # of two rows that are one, the later goes
+SPLITS = (*EVALUATION, *TRAINING)  # of two rows that are one, the later goes
 PARTS = 10_000  # in which a word's weight is counted: in whole numbers, sums do not depend on an order
 CHUNK = 2048  # rows at a time, which bounds the memory
 
@@ -49,7 +49,8 @@ def without_near(rows: Rows, words: int, share: float, common: int) -> tuple[Row
     asks, not for what. A prompt shorter than a run is compared by words, with those of the longer one for the whole.
 
     Training gives way to every evaluation split, and one of these to a higher one of the same label. Prompts of unlike
-    labels that are evaluated on are contrasts, which differ in the word that matters; and within a split all stay.
+    labels that are evaluated on are contrasts, which differ in the word that matters; and within a split all stay, as
+    they do between two that are trained on.
     """
     likeness = Likeness([_text(row) for row in rows], words, common)
     labels, ids = np.array([row["label"] for row in rows]), [row["id"] for row in rows]
@@ -59,9 +60,10 @@ def without_near(rows: Rows, words: int, share: float, common: int) -> tuple[Row
     for split in SPLITS:
         mine = np.flatnonzero(splits == split)
         for one, other, alike in likeness.pairs(mine, stay, share):
-            if split == "train" or labels[one] == labels[other]:
+            if split in TRAINING or labels[one] == labels[other]:
                 best[one] = max(best.get(one, (0.0, "", 0)), (alike, ids[other], other))
-        stay = np.array([*stay, *(place for place in mine if place not in best)], dtype=int)
+        if split in EVALUATION:
+            stay = np.array([*stay, *(place for place in mine if place not in best)], dtype=int)
     kept = [row for place, row in enumerate(rows) if place not in best]
     return kept, [(rows[one], rows[other]) for one, (_, _, other) in sorted(best.items())]
 
@@ -73,7 +75,7 @@ def counted(gone: Gone) -> dict[str, Any]:
         if row["split"] == stays["split"]:
             kinds["within_a_split"] += 1
         else:
-            kinds["train_vs_evaluation" if row["split"] == "train" else "between_evaluation_splits"] += 1
+            kinds["train_vs_evaluation" if row["split"] in TRAINING else "between_evaluation_splits"] += 1
     return kinds | {"pairs": dict(sorted(Counter(_pair(*one) for one in gone).items()))}
 
 

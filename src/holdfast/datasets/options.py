@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from holdfast.datasets.rows import EVALUATION, Row
+from holdfast.datasets.rows import EVALUATION, TRAINING, Row
 from holdfast.settings.options import SECTIONS, Count, Options, Registry, Section, Share, Some, Whole
 from holdfast.settings.schema import OpeningSets
 
@@ -113,7 +113,7 @@ class Columns(Options):
 
 
 def _shares(splits: dict[str, float]) -> dict[str, float]:
-    known = ("train", *EVALUATION)
+    known = (*TRAINING, *EVALUATION)
     if unknown := set(splits) - set(known):
         raise ValueError(f"no split {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if min(splits.values(), default=0) < 0 or sum(splits.values()) <= 0:

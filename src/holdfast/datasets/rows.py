@@ -10,6 +10,7 @@ Row = dict[str, Any]
 COLUMNS = ("id", "split", "label", "prompt", "response", "rejected", "pair", "source", "category", "turns", "row")
 CONTEXT_END = "\n\n---\n\n"  # between a context and its request in one prompt: HarmBench's form
 EVALUATION = ("test", "threshold", "tune")  # a prompt in two splits stays in the first of these
+TRAINING = ("refine", "train")  # or else of these; what is in `refine`, alignment never sees
 
 
 def row(

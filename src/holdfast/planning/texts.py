@@ -89,8 +89,9 @@ class Texts:
         return self._rows(split, label, cap, cap or 0)
 
     def trained(self, label: str, most: int) -> Rows:
-        """Training prompts of a label, so many of them."""
-        return self._rows("train", label, most, most)
+        """Prompts of a label that refinement may learn from, so many of them."""
+        rows = self._rows("refine", label, most, 0)
+        return rows if len(rows) else self._rows("train", label, most, most)
 
     def waiting(self, split: str, most: int | None) -> Rows:
         """Benign prompts of a split that the model is asked before alignment, no more than that."""

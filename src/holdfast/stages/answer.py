@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from holdfast.datasets.rows import TRAINING
 from holdfast.models import load as models
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
@@ -16,7 +17,7 @@ from holdfast.settings.options import Config, Count, Options, Whole, section
 from holdfast.settings.paths import Layout
 from holdfast.stages.pretrain import STAGE as PRETRAIN
 
-SPLITS = ("train", "test", "tune")  # what is trained on, what utility is of, and what fine-tuning takes
+SPLITS = (*TRAINING, "test", "tune")  # what is trained on, what utility is of, and what fine-tuning takes
 ANSWERS = "answers.parquet"
 
 
@@ -67,8 +68,8 @@ def answered(model: Any, tokenizer: Any, rows: Any, max_new_tokens: int, parts: 
 
 
 def rows_of(run: Run, split: str, label: str | None = None) -> Any:
-    """The rows of a split as `prompts_of` gives them, with the model's own answers where they wait for them. A row of
-    training that has none is left out, for silence is not to be learned."""
+    """The rows of a split as `prompts_of` gives them, with the model's own answers where they wait for them. A row
+    that is trained on and has none is left out, for silence is not to be learned."""
     import pandas as pd
 
     from holdfast.datasets.answers import unanswered, with_own
@@ -79,7 +80,7 @@ def rows_of(run: Run, split: str, label: str | None = None) -> Any:
     own = pd.read_parquet(run.layout.answer(run.names.model) / ANSWERS)
     sentences = run.cfg.data.response_sentences
     filled = with_own(rows, dict(zip(own["id"], own["response"], strict=True)), sentences)
-    return filled.drop(index=unanswered(filled).index).reset_index(drop=True) if split == "train" else filled
+    return filled.drop(index=unanswered(filled).index).reset_index(drop=True) if split in TRAINING else filled
 
 
 def needed(cfg: Config) -> models.Inputs:

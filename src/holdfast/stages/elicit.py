@@ -1,4 +1,4 @@
-"""Ask the aligned model some training prompts: its own refusals and answers are what refinement keeps likely."""
+"""Ask the aligned model what refinement may learn from: its own refusals and answers are what that keeps likely."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(run: Run) -> None:
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
     settings, said = run.cfg.elicit, []
     for label in ("harmful", "benign"):
-        asked = capped(models.prompts_of(run.layout, "train", label), settings.prompts, run.seed)
+        asked = capped(models.prompts_of(run.layout, split_of(run, label), label), settings.prompts, run.seed)
         parts = Parts("elicit.batch_size", settings.batch_size)
         said.append(answered(model, tokenizer, asked, settings.max_new_tokens, parts))
     found = own_answers(said)
@@ -129,13 +129,18 @@ def own_answers(parts: list[Any]) -> Any:
     return found.assign(verdict=verdicts, own=[v == w for v, w in zip(verdicts, wanted, strict=True)])
 
 
+def split_of(run: Run, label: str) -> str:
+    """What refinement learns a label from: `refine`, which alignment never saw, or `train` where that has none."""
+    return "train" if models.prompts_of(run.layout, "refine", label).empty else "refine"
+
+
 def taught(run: Run) -> Any:
     """The training rows of refinement and probe: those with the model's own answers, where it was asked and gave
     enough of a label; else as the data give them. Harmful prompts that it answered are left out, or taught a refusal
     of its own: they lie where alignment ends."""
     import pandas as pd
 
-    rows = rows_of(run, "train")
+    rows = pd.concat([rows_of(run, split_of(run, label), label) for label in LABELS], ignore_index=True)
     if run.cfg.elicit.prompts == 0:
         return rows
     found = pd.read_parquet(run.layout.elicit(*run.names[:2], run.seed) / "own.parquet")
