@@ -22,7 +22,7 @@ config["study"], config["settings"], config["opening"] = flow.study.name, flow.c
 report: "workflow/report/study.rst"
 
 
-localrules: # on the machine that calls a cluster, which has a network
+localrules:  # on the machine that calls a cluster, which has a network
     data,
 
 
@@ -41,7 +41,7 @@ for place, target in enumerate(("results/tables", f"{flow.layout.tables}")):
                 f"{target}{slash}"
             default_target: not (place or slash)
             input:
-                lambda w: flow.targets(), # not asked where a cluster runs one job
+                lambda w: flow.targets(),  # not asked where a cluster runs one job
             message:
                 "tables and figures of {flow.study.name}"
 
