@@ -81,12 +81,12 @@ class Adapters:
             raise UserError(f"{other[0]}: is of no linear layer, which an adapter needs; take a method without rank")
         self.linears, self.scale, self.strength = {name: linears[name] for name in tensors}, scale, 1.0
         generator = torch.Generator().manual_seed(seed)
-        self.pairs = {}
+        self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name, weight in tensors.items():
             rows, columns = weight.shape
             down = torch.randn(rank, columns, generator=generator) / columns**0.5
-            zero = torch.zeros(rows, rank)
-            self.pairs[name] = tuple(nn.Parameter(part.to(weight.device)) for part in (down, zero))
+            up = torch.zeros(rows, rank)
+            self.pairs[name] = nn.Parameter(down.to(weight.device)), nn.Parameter(up.to(weight.device))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -96,12 +96,11 @@ class Adapters:
     def attached(self) -> Iterator[None]:
         """The model with its adapters."""
 
-        def add(down: Tensor, up: Tensor, module: Any, given: tuple[Tensor], out: Tensor) -> Tensor:
+        def add(name: str, module: Any, given: tuple[Tensor], out: Tensor) -> Tensor:
+            down, up = self.pairs[name]
             return out + (self.strength * self.scale * (given[0].float() @ down.T @ up.T)).to(out.dtype)
 
-        hooks = [
-            linear.register_forward_hook(partial(add, *self.pairs[name])) for name, linear in self.linears.items()
-        ]
+        hooks = [linear.register_forward_hook(partial(add, name)) for name, linear in self.linears.items()]
         try:
             yield
         finally:
