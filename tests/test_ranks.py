@@ -85,11 +85,13 @@ def test_a_killed_rank_stops_the_run_with_one_line_and_the_next_call_goes_on(giv
 
 def rank_of(parent: int, rank: int) -> int:
     """The process that torchrun gave a rank."""
-    for line in subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True
-    ).stdout.split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{line}/environ").read_text():
-            return int(line)
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            above = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and f"\0RANK={rank}\0" in (path / "environ").read_text():
+                return int(path.name)
+        except OSError:  # it has ended
+            continue
     raise AssertionError("no such rank")
 
 
