@@ -33,8 +33,9 @@ def overrides(folder: Path) -> list[str]:
 def run() -> dict[str, Any]:
     import torch
 
-    from holdfast.commands.plan import choices_of, jobs
+    from holdfast.commands.plan import jobs
     from holdfast.models import load as models
+    from holdfast.settings.choices import choices_of
 
     model = build(SHAPE, torch.bfloat16, "cuda")
     model.config.dtype = torch.bfloat16

@@ -20,7 +20,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from holdfast.commands.plan import Job, choices_of, jobs
+from holdfast.commands.plan import Job, jobs
+from holdfast.settings.choices import choices_of
 from holdfast.settings.paths import Layout
 
 METHODS = ("zo_selective", "zo_all", "fo_refine")

@@ -24,8 +24,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from holdfast.commands.plan import Job, choices_of, jobs
-from holdfast.settings.choices import Choices
+from holdfast.commands.plan import Job, jobs
+from holdfast.settings.choices import Choices, choices_of
 from holdfast.settings.paths import runs
 
 ROOT = Path(__file__).resolve().parents[1]

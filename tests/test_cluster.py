@@ -97,7 +97,7 @@ def test_a_profile_asks_for_what_the_plan_says_and_keeps_what_is_not_its_own(tmp
     plan.main(given)
     found = OmegaConf.load(path)
     assert found["default-resources"]["slurm_account"] == "our-account"
-    peaks = {job.stage: job.peak / 2**20 for job in plan.jobs(plan.choices_of(given))}
+    peaks = {job.stage: job.peak / 2**20 for job in plan.jobs(choices.choices_of(given))}
     for rule, asked in found["set-resources"].items():
         assert 1.2 * peaks[rule] < int(asked["mem_mb"].split(" * ")[0]) < 1.5 * peaks[rule] + 400
     assert found["groups"] == ["refine=chain", "evaluate=chain", "judge=chain"]

@@ -249,6 +249,7 @@ def test_a_refinement_along_the_alignment_replays_as_its_card_says(base, tmp_pat
 def test_auto_takes_the_first_method_that_fits(tokenizer, tmp_path, monkeypatch, capsys):
     """Memory is set to what each method takes: for all weights, for adapters, and without a gradient."""
     from holdfast.commands import harden, plan
+    from holdfast.settings.choices import choices_of
 
     wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
     random_model(tokenizer, "llama", **wide).save_pretrained(tmp_path / "wide")
@@ -256,7 +257,7 @@ def test_auto_takes_the_first_method_that_fits(tokenizer, tmp_path, monkeypatch,
     given = ["study.name=x", f"model.path={tmp_path / 'wide'}", "plan.flops=1", "plan.bandwidth=1"]
 
     def peak(method: str) -> float:
-        choices = plan.choices_of([*harden.BASE, *given, f"study.methods=[aligned,{method}]", "plan.gpu_gib=[]"])
+        choices = choices_of([*harden.BASE, *given, f"study.methods=[aligned,{method}]", "plan.gpu_gib=[]"])
         return next(job.peak for job in plan.jobs(choices) if job.stage == "refine")
 
     peaks = {method: peak(method) for method in harden.AUTO}

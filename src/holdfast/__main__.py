@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         from holdfast.runtime.ranks import first
 
-        print(f"holdfast {verb}: {error}", file=sys.stderr) if first() else None
+        if first():
+            print(f"holdfast {verb}: {error}", file=sys.stderr)
         sys.exit(error.status)
     if said:
         _print(said)

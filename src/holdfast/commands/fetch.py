@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.commands.plan import choices_of
 from holdfast.errors import UserError
 from holdfast.runtime.run import quiet
-from holdfast.settings.choices import Choices
+from holdfast.settings.choices import Choices, choices_of
 
 READS = ("study", "model", "judge", "referee", "evaluate", "tables")
 GB = 1e9

@@ -98,7 +98,8 @@ def _method(asked: str, overrides: list[str], reference: str) -> str:
     """The method that was asked for; of `auto` the first whose refinement fits into memory here."""
     if asked != "auto":
         return asked
-    from holdfast.commands.plan import GIB, choices_of, fits, jobs, memories
+    from holdfast.commands.plan import GIB, fits, jobs, memories
+    from holdfast.settings.choices import choices_of
 
     for method in AUTO:
         chosen = [*BASE, *overrides, f"study.methods=[{reference},{method}]", f"plan.gpu_gib={card_gib()}"]

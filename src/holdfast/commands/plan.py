@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.runtime.run import quiet
-from holdfast.settings.choices import Choices
-from holdfast.settings.compose import composed
+from holdfast.settings.choices import Choices, choices_of
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
 
@@ -115,13 +114,6 @@ class Job:
 
         files = self.case.shape.bytes * (1 + self.saves) / DISK
         return START[self.stage] + files + seconds(self.demand.passes, self.machine)
-
-
-def choices_of(overrides: list[str]) -> Choices:
-    """What a study's models, recipes and methods compose to."""
-    # What models and methods are given may be wrong for the model that is chosen where no study names one.
-    bare = composed([o for o in overrides if not o.startswith(("model.", "method."))])
-    return Choices(overrides, list(dict.fromkeys(model for model, *_ in runs(bare.study))))
 
 
 def jobs(choices: Choices) -> Iterator[Job]:

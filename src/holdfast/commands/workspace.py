@@ -17,7 +17,7 @@ from holdfast.errors import UserError, first_line
 from holdfast.runtime.tracking import METHOD
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
-from holdfast.settings.paths import runs
+from holdfast.settings.paths import models_of
 
 READS = ("study", "tracking", "perturb")
 SECTIONS = {  # title -> the metrics of a point that it shows
@@ -59,7 +59,7 @@ def workspace(cfg: Config, entity: str) -> Any:
     losses = panels.LinePlot(title="loss", x="Step", y=["loss"], groupby=panels.Config(METHOD), groupby_aggfunc="mean")
     sections.append(workspaces.Section(name="Refinement by step", panels=[losses]))
     sections.append(workspaces.Section(name="Settings", panels=[panels.RunComparer(diff_only=True)]))
-    groups = [f"{cfg.study.name}/{model}" for model in dict.fromkeys(model for model, *_ in runs(cfg.study))]
+    groups = [f"{cfg.study.name}/{model}" for model in models_of(cfg.study)]
     shown = workspaces.RunsetSettings(filters=workspaces.And(workspaces.Metric("Group").isin(groups)))
     return workspaces.Workspace(
         entity=entity,

@@ -33,17 +33,7 @@ class Descent:
 
     def gradient(self, batch: Batch, share: float = 1.0) -> Tensor:
         """Add `share` times the gradient of the mean loss to the masters' gradients; gives the loss, on its device."""
-        losses: list[Tensor] = []
-
-        def add(part: Batch) -> None:
-            loss = self.task.loss(self.task.model, part).sum() / len(batch)
-            # Not `backward`: were memory to run out in it, some weights would have their gradient already.
-            for master, gradient in zip(self.moved, torch.autograd.grad(share * loss, self.weights), strict=True):
-                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
-            losses.append(loss.detach())
-
-        self.task.parts.each(batch, add)
-        return torch.stack(losses).sum()
+        return add_gradient(self.task, batch, self.weights, self.moved, share)
 
     def noisy_gradient(self, batch: Batch, step: int, sigma: float, signs: tuple[int, ...]) -> Tensor:
         """The mean gradient over weights displaced by ±σ s∘z, which stay displaced; gives the mean loss."""
@@ -56,6 +46,24 @@ class Descent:
             self.masters.restore()
             raise
         return torch.stack(losses).mean()
+
+
+def add_gradient(
+    task: Task, batch: Batch, weights: list[nn.Parameter], into: list[nn.Parameter], share: float = 1.0
+) -> Tensor:
+    """Add `share` times the gradient of the mean loss by `weights` to the gradients that `into` sums in float32; gives
+    the loss, on its device."""
+    losses: list[Tensor] = []
+
+    def add(part: Batch) -> None:
+        loss = task.loss(task.model, part).sum() / len(batch)
+        # Not `backward`: were memory to run out in it, some weights would have their gradient already.
+        for one, gradient in zip(into, torch.autograd.grad(share * loss, weights), strict=True):
+            one.grad = gradient.float() if one.grad is None else one.grad.add_(gradient)
+        losses.append(loss.detach())
+
+    task.parts.each(batch, add)
+    return torch.stack(losses).sum()
 
 
 Gradient = Callable[[Descent, int, Batch], Tensor]

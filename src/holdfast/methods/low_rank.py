@@ -37,7 +37,7 @@ class LowRankLineSearch(LineSearch):
     def refine(self, task: Task) -> Outcome:
         import torch
 
-        from holdfast.methods.descent import run
+        from holdfast.methods.descent import add_gradient, run
         from holdfast.methods.task import Outcome
         from holdfast.zo.perturb import Masters
 
@@ -48,7 +48,7 @@ class LowRankLineSearch(LineSearch):
 
         def update(step: int, batch: Batch) -> Tensor:
             masters.write(self.sigma, step=step, query=0)
-            loss = adapters.gradient(task, batch)
+            loss = add_gradient(task, batch, adapters.parameters, adapters.parameters)
             optimizer.step()
             optimizer.zero_grad()
             return loss
@@ -106,22 +106,6 @@ class Adapters:
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def gradient(self, task: Task, batch: Batch) -> Tensor:
-        """Of the mean loss, into the adapters' gradients; gives the loss."""
-        import torch
-
-        losses: list[Tensor] = []
-
-        def add(part: Batch) -> None:
-            loss = task.loss(task.model, part).sum() / len(batch)
-            # Not `backward`: were memory to run out in it, some adapters would have their gradient already.
-            for one, gradient in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
-                one.grad = gradient if one.grad is None else one.grad.add_(gradient)
-            losses.append(loss.detach())
-
-        task.parts.each(batch, add)
-        return torch.stack(losses).sum()
 
     def merge(self, values: Mapping[str, Tensor]) -> None:
         """Add strength·scale·BA to each of the float32 values."""

@@ -6,8 +6,9 @@ import re
 from functools import cache
 from typing import Any
 
-from holdfast.settings.compose import agreed, composition
+from holdfast.settings.compose import agreed, composed, composition
 from holdfast.settings.options import Config
+from holdfast.settings.paths import models_of
 
 OF_MODEL = re.compile(r"\$\{[^}]*\bmodel\b")
 
@@ -46,3 +47,10 @@ class Choices:
 
 def _without_model(plain: dict[str, Any]) -> dict[str, Any]:
     return {section: value for section, value in plain.items() if section != "model"}
+
+
+def choices_of(overrides: list[str]) -> Choices:
+    """What a study's models, recipes and methods compose to."""
+    # What models and methods are given may be wrong for the model that is chosen where no study names one.
+    bare = composed([o for o in overrides if not o.startswith(("model.", "method."))])
+    return Choices(overrides, models_of(bare.study))

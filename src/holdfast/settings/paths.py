@@ -95,6 +95,11 @@ def runs(study: Study) -> list[tuple[str, str, str, int]]:
     return list(dict.fromkeys(run for block in blocks for run in _runs(study, block)))
 
 
+def models_of(study: Study) -> list[str]:
+    """Each once, in the order of the runs."""
+    return list(dict.fromkeys(model for model, *_ in runs(study)))
+
+
 def shown(study: Study) -> list[tuple[str, str, str, int]]:
     """The runs of the first seed, whose responses are shown."""
     return [run for run in runs(study) if run[-1] == study.seeds[0]]

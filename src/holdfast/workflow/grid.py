@@ -22,7 +22,7 @@ from holdfast.runtime.devices import cards
 from holdfast.settings.choices import Choices
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Options
-from holdfast.settings.paths import CONF, Layout, runs
+from holdfast.settings.paths import CONF, Layout, models_of, runs
 from holdfast.settings.schema import Study
 from holdfast.stages import align, answer, data, elicit, evaluate, judge, pretrain, probe, refine, tables
 
@@ -49,7 +49,7 @@ class Workflow:
         os.environ["HOLDFAST_OVERRIDES"] = json.dumps(self.overrides)
         self.cfg = composed(self.overrides)
         self.study = self.cfg.study
-        self.choices = Choices(self.overrides, list(dict.fromkeys(model for model, *_ in runs(self.study))))
+        self.choices = Choices(self.overrides, models_of(self.study))
         self.layout = Layout.of(self.cfg)
         _refuse_without_effect(own, self.study, self.judges)
 

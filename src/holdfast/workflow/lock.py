@@ -26,12 +26,13 @@ def take_over(folder: Path) -> None:
         return
     _held.append(alive)
     alive.seek(0)
-    host, left = alive.read(), list((folder / "locks").glob("*.lock"))
-    if left and host == socket.gethostname():
+    here, left = socket.gethostname(), list((folder / "locks").glob("*.lock"))
+    if left and alive.read() != here:
+        return
+    if left:
         for path in left:
             path.unlink(missing_ok=True)
         print("a run in this folder was killed; this one goes on from what it wrote", file=sys.stderr)
-    if not left or host == socket.gethostname():
-        alive.truncate(0)
-        alive.write(socket.gethostname())
-        alive.flush()
+    alive.truncate(0)
+    alive.write(here)
+    alive.flush()
