@@ -198,7 +198,15 @@ def point(name, level=None, draw=0, **options):
     return dataclasses.replace(last, level=last.level if level is None else level, draw=draw, perturbation=mine)
 
 
-METHOD = {"mu": 0.2, "lr": 0.02, "queries": 2, "noise": "rademacher", "normalize": "rms", "sigma": 0.2}
+METHOD = {
+    "mu": 0.2,
+    "lr": 0.02,
+    "queries": 2,
+    "noise": "rademacher",
+    "normalize": "rms",
+    "sigma": 0.2,
+    "rounding": None,
+}
 METHOD |= {"tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": "walked"}
 
 

@@ -106,7 +106,7 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path, monkeypatch, ship
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
-    command = [f"model={base}", "out=hardened", "data=local", f"data.dir={prompts}", *ZO, *QUICK]
+    command = [f"model={base}", "out=hardened", "for=nf4", "data=local", f"data.dir={prompts}", *ZO, *QUICK]
     assert main(command).endswith(" points; wrote hardened")
     out = home / "hardened"
     assert tensors(out) == tensors(base)
@@ -119,6 +119,8 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path, monkeypatch, ship
     assert not [name for name in changed if "norm" in name]
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
+    log = json.loads((out / "trajectory.jsonl").read_text().splitlines()[0])
+    assert log["settings"]["context"]["method"]["rounding"] == "nf4"  # refined under what it is to withstand
     replay([f"base={base}", f"trajectory={out / 'trajectory.jsonl'}", f"out={tmp_path / 'replayed'}"])
     for path in (tmp_path / "replayed").iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes()

@@ -19,8 +19,9 @@ from holdfast.methods.batches import Batches
 from holdfast.methods.line_search import chosen
 from holdfast.methods.losses import dpo
 from holdfast.methods.task import Task
+from holdfast.perturbations.rounding import AS_SHIPPED
 from holdfast.settings.schema import Openings
-from holdfast.zo import fingerprint, replay, weight_groups
+from holdfast.zo import Trajectory, fingerprint, replay, weight_groups
 from holdfast.zo.perturb import Masters
 
 OPENINGS = Openings(refusal=["destroy that."], compliance=["protect."])  # other first tokens
@@ -38,12 +39,14 @@ def rows():
 
 @pytest.fixture
 def task(llama, tokenizer, rows, tmp_path):
-    def make(layers=("layer.0", "layer.1"), source=None, origin=None, loss="margin", steps=3) -> Task:
+    def make(
+        layers=("layer.0", "layer.1"), source=None, origin=None, loss="margin", steps=3, parameters="matrices"
+    ) -> Task:
         batches = Batches(rows, tokenizer, OPENINGS, LOSSES[loss], llama.device, 0.1)
         log = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
         return Task(
             *(llama, LOSSES[loss], batches, list(layers), 2 * QUERIES * steps, 4, 7, {"data": "data"}),
-            *(lambda: origin, log, source, iter, lambda values: None),
+            *(lambda: origin, log, source, iter, lambda values: None, parameters, AS_SHIPPED),
         )
 
     return make
@@ -310,6 +313,85 @@ def test_few_coordinates_move_the_decoder_along_the_change_and_no_further(task, 
     if kind == "subspace":
         replay(base, one.trajectory, origin)
         assert fingerprint(base) == fingerprint(llama)
+
+
+UNDER = ["zeroth_order", "subspace", "subspace_gradient", "smoothed", "line_search", "lora_line_search"]
+
+
+def moved_origin(llama):
+    origin = copy.deepcopy(llama)
+    with torch.no_grad():
+        for p in llama.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    return origin
+
+
+@pytest.mark.parametrize("rounding", ["q4_0", "nf4", "w4a8"])
+@pytest.mark.parametrize("kind", UNDER)
+def test_a_loss_is_asked_at_rounded_weights_and_moves_the_others(task, llama, kind, rounding, monkeypatch):
+    """All decoder matrices are rounded, whichever move; what does not move comes back bitwise."""
+    one, seen = task(layers=["layer.1"], origin=moved_origin(llama), loss="nll"), []
+    other = llama.get_parameter("model.layers.0.mlp.up_proj.weight")
+    before = snapshot(llama)
+    plain = one.loss
+
+    def noting(model, batch):
+        seen.append(other.detach().clone())
+        return plain(model, batch)
+
+    one.loss = noting
+    options = {**LORA, "lr": 1e-3} if kind == "lora_line_search" else SEARCH
+    outcome = method(kind, rounding=rounding, sigma=0.0, **options).refine(one)
+    rounded = [AS_SHIPPED[rounding](before["model.layers.0.mlp.up_proj.weight"], shift) for shift in range(64)]
+    told = [any(torch.equal(one, of) for of in rounded) for one in seen]
+    assert all(told[: len(outcome.losses)])
+    moved = {name for name, p in llama.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(weight_groups(llama)["layer.1"])
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(tokenizer, task, llama, monkeypatch):
+    monkeypatch.setattr("holdfast.methods.task.BLOCK", 48)
+    with pytest.raises(UserError, match=r"method.rounding=q4_0: \S+ has 64 inputs, not a multiple of its blocks of 48"):
+        method("zeroth_order", rounding="q4_0").refine(task())
+
+
+@pytest.mark.parametrize("kind", ["zeroth_order", "smoothed", "first_order", "subspace"])
+def test_gains_move_alone(task, llama, kind):
+    one = task(layers=["layer.1"], origin=moved_origin(llama), parameters="gains")
+    before, base = snapshot(llama), copy.deepcopy(llama)
+    method(kind).refine(one)
+    moved = {name for name, p in llama.named_parameters() if not torch.equal(p, before[name])}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    assert moved == {f"model.layers.1.{norm}.weight" for norm in norms}
+    if one.trajectory.exists():
+        replay(base, one.trajectory, one.origin())
+        assert fingerprint(base) == fingerprint(llama)
+
+
+def test_a_model_without_biases_has_none_to_move(task):
+    with pytest.raises(
+        UserError, match=r"layer.0: none of its biases can be trained; it has none, or they are frozen"
+    ):
+        method("zeroth_order").refine(task(parameters="biases"))
+
+
+def test_a_rate_that_is_not_given_is_measured_within_the_budget(task, llama, capsys):
+    one = task(loss="nll", steps=20)
+    outcome = method("zeroth_order", lr=None, mu=0.3, sigma=0.0).refine(one)
+    assert outcome.forwards <= one.budget
+    assert len(outcome.losses) == (one.budget - 3 * QUERIES * 4) // (2 * QUERIES)
+    assert f"lr={outcome.told['lr']:.3g}, which is to lower the loss by" in capsys.readouterr().out
+    assert Trajectory.read(one.trajectory).header["settings"]["lr"] == outcome.told["lr"]
+    assert outcome.told["lr"] == pytest.approx(QUERIES * outcome.told["slope"] / outcome.told["trace"])
+
+
+def test_without_curvature_there_is_no_rate(task, llama):
+    one = task(loss="nll")
+    one.loss = lambda model, batch: model.get_parameter("lm_head.weight").mean().expand(len(batch))
+    with pytest.raises(
+        UserError, match=r"method.lr=null: no curvature is seen \(slope 0, tr H 0 by 8 queries at mu=0.2\)"
+    ):
+        method("zeroth_order", lr=None, sigma=0.0).refine(one)
 
 
 def test_more_directions_than_a_matrix_has_are_refused(task, llama):

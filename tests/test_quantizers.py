@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.errors import UserError
 from holdfast.perturbations import Bench, perturbed
-from holdfast.perturbations.rounding import offset_of, rotated, rounded
+from holdfast.perturbations.rounding import AS_SHIPPED, gguf_rounded, offset_of, rotated, rounded
 from holdfast.perturbations.snapshot import decoder_linears
 from holdfast.planning.evaluation import kept
 from holdfast.settings.compose import composed
@@ -379,3 +379,31 @@ def test_an_unknown_layer_is_left_as_it_is(tokenizer):
                 assert arm.model.lm_head.weight is model.lm_head.weight
                 assert (arm.model.lm_head.weight is arm.model.model.embed_tokens.weight) == tied
                 assert isinstance(arm.model.lm_head, nn.Linear)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "nf4", "w4a8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_refinement_rounds_to_is_what_is_shipped(llama, name, dtype):
+    """The weights of the evaluation's own quantizer, bit for bit, where groups begin at the first input."""
+    llama.to(dtype)
+    weight = llama.get_parameter(UP).detach().clone()
+    with perturbed(llama, point("gguf" if name == "q4_0" else name, 4), BENCH) as arm:
+        shipped = arm.model.model.layers[0].mlp.up_proj.weight
+        if name == "nf4":
+            from bitsandbytes.functional import dequantize_4bit
+
+            shipped = dequantize_4bit(shipped.data, shipped.quant_state)
+        elif name == "w4a8":
+            shipped = shipped.dequantize()
+        found = AS_SHIPPED[name](weight, 0).to(dtype)
+        assert torch.equal(found, shipped.to(dtype).view_as(found))
+
+
+@given(st.integers(0, 99), st.sampled_from([1e-30, 1e-6, 1.0, 1e4]), st.integers(0, 63))
+@settings(max_examples=30, deadline=None)
+def test_q4_0_has_the_bits_of_ggufs_own_wherever_groups_begin(seed, scale, shift):
+    generator = torch.Generator().manual_seed(seed)
+    weight = scale * torch.randn(4, 64, generator=generator) * torch.rand(4, 1, generator=generator)
+    weight[0, :32] = 0
+    turned = gguf_rounded(weight.roll(-shift, 1), 4).roll(shift, 1)
+    assert torch.equal(AS_SHIPPED["q4_0"](weight, shift), turned)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from holdfast.zo import ZeroOrderRefiner, alignment_directions, replay, sensitivity, weight_groups
+from holdfast.zo import Deployment, ZeroOrderRefiner, alignment_directions, replay, sensitivity, weight_groups
 from holdfast.zo import noise as reference
 from holdfast.zo.kernels import add_noise
 from holdfast.zo.layers import decoder_layers
@@ -89,7 +89,8 @@ def test_a_trajectory_in_the_subspace_does_too(llama, token_losses, token_batche
             p.mul_(1.02)
     model, base = copy.deepcopy(llama).to(made), llama.to(replayed)
     names = [name for name, p in model.named_parameters() if p.dim() > 1 and ".layers." in name]
-    options = {"mu": 0.1, "lr": 0.2, "sigma": 0.1, "seed": 1, "trajectory": tmp_path / "log"}
+    options = {"mu": 0.1, "lr": 0.2, "seed": 1, "trajectory": tmp_path / "log"}
+    options |= {"deployment": Deployment({name: model.get_parameter(name) for name in names}, 0.1)}
     directions = alignment_directions(model, origin.to(made), names)
     refiner = ZeroOrderRefiner(model, token_losses, directions=directions, **options)
     for batch in token_batches(4):

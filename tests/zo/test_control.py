@@ -66,7 +66,7 @@ def test_what_cannot_be_shuffled(source, llama, token_losses, token_batches, tmp
     with pytest.raises(TrajectoryError, match="ends early"):
         sign_shuffled(copy.deepcopy(base), tmp_path / "early", seed=1, trajectory=tmp_path / "a")
     directions = alignment_directions(base, llama, ["lm_head.weight"])
-    options = {"mu": 0.1, "lr": 0.1, "sigma": 0.0, "trajectory": tmp_path / "subspace"}
+    options = {"mu": 0.1, "lr": 0.1, "trajectory": tmp_path / "subspace"}
     refiner = ZeroOrderRefiner(copy.deepcopy(base), token_losses, directions=directions, **options)
     refiner.step(token_batches(1)[0])
     refiner.finish()

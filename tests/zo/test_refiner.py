@@ -273,7 +273,7 @@ def test_the_subspace_takes_the_bytes_that_it_states():
     """An anchor in the weights' own type and four bytes of direction; scratch is not kept."""
     for dtype, width in ((torch.bfloat16, 6), (torch.float32, 8)):
         weight = nn.Parameter(torch.randn(64, 64).to(dtype))
-        span = Span({"w": weight}, {"w": torch.randn(64, 64)}, sigma=0.1, seed=0)
+        span = Span({"w": weight}, {"w": torch.randn(64, 64)}, seed=0)
         span.write(0.1, step=0, query=0)
         span.restore()
         kept = [t for found in vars(span).values() if isinstance(found, dict) for t in found.values()]

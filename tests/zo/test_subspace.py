@@ -11,6 +11,7 @@ from test_refiner import Quadratic
 from test_trajectory import same
 
 from holdfast.zo import (
+    Deployment,
     TrajectoryError,
     ZeroOrderRefiner,
     alignment_directions,
@@ -22,7 +23,7 @@ from holdfast.zo import (
 )
 from holdfast.zo.noise import DIRECTION, Stream, words
 
-OPTIONS = {"mu": 0.2, "lr": 0.1, "queries": 2, "sigma": 0.1, "normalize": "rms", "seed": 3}
+OPTIONS = {"mu": 0.2, "lr": 0.1, "queries": 2, "normalize": "rms", "seed": 3}
 
 
 @pytest.fixture
@@ -41,9 +42,14 @@ def matrices(model):
     return [k for group in weight_groups(model).values() for k in group]
 
 
-def refined(model, origin, losses, batches, steps, *, path=None, finish=True, **changes):
-    directions = alignment_directions(model, origin, matrices(model))
-    refiner = ZeroOrderRefiner(model, losses, directions=directions, trajectory=path, **(OPTIONS | changes))
+def under(sigma, model):
+    """Weight noise on all matrices."""
+    return Deployment({name: p for name, p in model.named_parameters() if p.dim() > 1}, sigma)
+
+
+def refined(model, origin, losses, batches, steps, *, path=None, finish=True, sigma=0.1, **changes):
+    options = OPTIONS | {"directions": alignment_directions(model, origin, matrices(model))} | changes
+    refiner = ZeroOrderRefiner(model, losses, trajectory=path, deployment=under(sigma, model), **options)
     for step in range(refiner.steps, steps):
         refiner.step(batches[step % len(batches)])
     if finish:
@@ -56,7 +62,7 @@ def quadratic_directions(model):
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.2])
-@pytest.mark.parametrize("normalize", ["none", "rms"])
+@pytest.mark.parametrize("normalize", ["none", "rms", "running"])
 def test_it_descends_on_a_quadratic(sigma, normalize):
     model = Quadratic()
     before = model.loss().item()
@@ -65,7 +71,7 @@ def test_it_descends_on_a_quadratic(sigma, normalize):
         model,
         lambda m, _: m.loss(),
         directions=quadratic_directions(model),
-        sigma=sigma,
+        deployment=under(sigma, model),
         normalize=normalize,
         **options,
     )
@@ -80,7 +86,7 @@ def test_the_estimate_is_the_gradient_by_hand():
     model = Quadratic()
     directions = quadratic_directions(model)
     slopes = [-(model.h * layer.weight[0].detach() ** 2).sum().item() for layer in model.model.layers]  # dL/dc at 0
-    refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), directions=directions, mu=0.1, lr=0.01, sigma=0.0, seed=6)
+    refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), directions=directions, mu=0.1, lr=0.01, seed=6)
     drawn = words(
         DIRECTION, Stream("rademacher", 6, 0), tensors=list(refiner.masters.draws.names.values()), queries=[0]
     )
@@ -189,7 +195,7 @@ def test_a_loss_that_is_not_finite_restores(llama, origin, token_losses, token_b
 @pytest.mark.parametrize("wrong", [{"nowhere": torch.zeros(2)}, {"model.norm.weight": torch.zeros(2)}])
 def test_a_direction_that_does_not_fit_is_named(llama, token_losses, wrong):
     with pytest.raises(ValueError, match=f"no tensor {next(iter(wrong))} of shape"):
-        ZeroOrderRefiner(llama, token_losses, directions=wrong, mu=0.1, lr=0.1, sigma=0.0)
+        ZeroOrderRefiner(llama, token_losses, directions=wrong, mu=0.1, lr=0.1)
 
 
 def decoder(model):

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from holdfast.zo import TrajectoryError, ZeroOrderRefiner, alignment_directions, replay
+from holdfast.zo import Deployment, TrajectoryError, ZeroOrderRefiner, alignment_directions, replay
 
 OPTIONS = {"layers": ["layer.0", "layer.1"], "mu": 0.1, "lr": 0.05, "queries": 2, "normalize": "rms", "seed": 3}
 
@@ -93,7 +93,9 @@ def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp
         if kind == "weights":
             return ZeroOrderRefiner(model, losses, trajectory=tmp_path / "log", **OPTIONS)
         names = [name for name, p in model.named_parameters() if ".layers." in name and p.dim() > 1]
-        options = {"mu": 0.1, "lr": 0.05, "sigma": 0.1, "seed": 3, "trajectory": tmp_path / "log"}
+        named = dict(model.named_parameters())
+        options = {"mu": 0.1, "lr": 0.05, "seed": 3, "trajectory": tmp_path / "log"}
+        options |= {"deployment": Deployment({name: named[name] for name in names}, 0.1)}
         return ZeroOrderRefiner(model, losses, directions=alignment_directions(model, origin, names), **options)
 
     base, begun = copy.deepcopy(llama), refiner(llama)

@@ -2,20 +2,22 @@
 
 holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|q4_0|w4a8] [method=auto]
 
-`for` names the deployment that the model is to withstand: what it is judged by. `method=auto` takes first order under
-weight noise where its memory suffices, else the same on low-rank adapters, else zeroth-order steps on the most
-sensitive layers, which take the memory of inference. Other overrides are those of study=harden. The result is shipped
-only if the ASR under the deployment is lower, with its interval, and no guard is worse by more than its margin;
-otherwise the report says so, and the exit status is 3.
+`for` names the deployment that the model is to withstand: what it is judged by, and what refinement takes its loss
+under, weight noise or rounded weights. `method=auto` takes first order where its memory suffices, else the same on
+low-rank adapters, else zeroth-order steps on the most sensitive layers, which take the memory of inference. Other
+overrides are those of study=harden. The result is shipped only if the ASR under the deployment is lower, with its
+interval, and no guard is worse by more than its margin; otherwise the report says so, and the exit status is 3.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 from holdfast.commands.own_model import OwnModel, parsed, run
 from holdfast.errors import NotShown, UserError
+from holdfast.methods.method import Scheme
 from holdfast.models.load import fetched
 from holdfast.runtime.devices import card_gib
 from holdfast.runtime.files import write_text
@@ -48,9 +50,11 @@ def main(arguments: list[str]) -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out}: is there and not empty; give a new folder")
     model = OwnModel.of(asked["model"])
-    overrides = [f"study.name=harden-{model.name()}", *model.overrides, *overrides]
+    deployment, method = asked["for"] or "noise", asked["method"] or "auto"
+    rounding = [f"refine.rounding={deployment}"] if deployment in get_args(Scheme) else []
+    overrides = [f"study.name=harden-{model.name()}", *rounding, *model.overrides, *overrides]
     cfg = composed([*BASE, *overrides])
-    family, method = _family(asked["for"] or "noise", cfg), asked["method"] or "auto"
+    family = _family(deployment, cfg)
     if method != "auto":
         composed([*BASE, *overrides, f"method={method}"])  # which says now if there is none such
     base = fetched(model.given, cfg.model.revision)  # one that is not to be had says so before anything is begun

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from holdfast.errors import UserError
-from holdfast.methods.method import METHODS, PASS, Method
+from holdfast.methods.method import METHODS, PASS, Deploys
 from holdfast.methods.zeroth_order import TwoPoint
 from holdfast.settings.options import AtLeastZero, Count, Positive
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from holdfast.zo import Span
 
 
-class Along(Method):
-    """Coefficients along Δ = aligned − base, or along its largest singular directions, the loss under weight noise."""
+class Along(Deploys):
+    """Coefficients along Δ = aligned − base, or along its largest singular directions."""
 
-    sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
     tie: Literal["tensor", "layer", "model"] = Field(description="which matrices share a coefficient")
     rank: Count | None = Field(
         default=None, description="singular directions of each matrix's change; null: the whole change is one"
@@ -51,8 +50,7 @@ class Subspace(TwoPoint, Along):
     """Two-point estimates along random signs of the coefficients."""
 
     def refine(self, task: Task) -> Outcome:
-        along = {"directions": self.directions(task), "sigma": self.sigma, "tie": self.tie, "start": self.start}
-        return self.steps(task, **along)
+        return self.steps(task, directions=self.directions(task), tie=self.tie, start=self.start)
 
 
 @METHODS.register("subspace_gradient")
@@ -68,17 +66,16 @@ class SubspaceGradient(Along):
         import torch
 
         from holdfast.methods.descent import run
-        from holdfast.zo import Span
+        from holdfast.zo import Deployed, Span
 
-        span = Span(
-            task.tensors(), self.directions(task), sigma=self.sigma, tie=self.tie, start=self.start, seed=task.seed
-        )
+        span = Span(task.tensors(), self.directions(task), tie=self.tie, start=self.start, seed=task.seed)
+        deployed = Deployed(span, self.deployment(task))
         groups = list(dict.fromkeys(span.signs.values()))  # lines of one sign share a coefficient
         shared = torch.full((len(groups),), self.start, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([shared], lr=self.lr)
 
         def update(step: int, batch: Batch) -> Tensor:
-            span.write(0.0, step=step, query=0)
+            deployed.write(0.0, step=step, query=0)
             loss, shared.grad = _gradient(task, span, batch, groups)
             optimizer.step()
             values = dict(zip(groups, shared.tolist(), strict=True))
@@ -86,7 +83,7 @@ class SubspaceGradient(Along):
             return loss
 
         outcome = run(task, list(span.tensors.values()), update, PASS)
-        span.restore()
+        deployed.restore()
         return outcome
 
 

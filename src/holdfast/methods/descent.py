@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from holdfast.errors import UserError
 from holdfast.methods.batches import Batch
 from holdfast.methods.task import Outcome, Task
-from holdfast.zo.perturb import Masters
+from holdfast.zo import Deployed, Deployment, Masters
 
 
 class Descent:
     """A task's refined weights, and their masters as the parameters of an optimizer."""
 
-    def __init__(self, task: Task, lr: float) -> None:
+    def __init__(self, task: Task, lr: float, deployment: Deployment | None = None) -> None:
         self.masters = Masters(task.tensors(), seed=task.seed)
+        self.deployed = Deployed(self.masters, deployment or task.deployment(0.0, None))
         self.task, self.lr, self.weights = task, lr, list(self.masters.tensors.values())
         self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
 
@@ -35,15 +36,16 @@ class Descent:
         """Add `share` times the gradient of the mean loss to the masters' gradients; gives the loss, on its device."""
         return add_gradient(self.task, batch, self.weights, self.moved, share)
 
-    def noisy_gradient(self, batch: Batch, step: int, sigma: float, signs: tuple[int, ...]) -> Tensor:
-        """The mean gradient over weights displaced by ±σ s∘z, which stay displaced; gives the mean loss."""
+    def deployed_gradient(self, batch: Batch, step: int, signs: tuple[int, ...]) -> Tensor:
+        """The mean gradient at weights as they are deployed, under noise of each sign; of rounded ones as if rounding
+        were the identity (straight-through, Bengio et al., arXiv 1308.3432). They stay so; gives the mean loss."""
         losses = []
         try:
             for sign in signs:
-                self.masters.write(sign * sigma, step=step, query=0)
+                self.deployed.write(0.0, step=step, query=0, sign=sign)
                 losses.append(self.gradient(batch, 1 / len(signs)))
         except BaseException:
-            self.masters.restore()
+            self.deployed.restore()
             raise
         return torch.stack(losses).mean()
 
@@ -85,7 +87,7 @@ def descend(
         optimizer.zero_grad()
         loss = gradient(descent, step, batch)
         optimizer.step()
-        descent.masters.restore()
+        descent.deployed.restore()
         after(step)
         return loss
 

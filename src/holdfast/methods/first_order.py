@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from holdfast.methods.method import METHODS, PASS, Method
+from holdfast.methods.method import METHODS, PASS, Deploys, Method
 from holdfast.settings.options import Positive
 
 if TYPE_CHECKING:
@@ -34,21 +34,19 @@ class FirstOrder(Method):
 
 
 @METHODS.register("smoothed")
-class Smoothed(FirstOrder):
-    """The gradient at weights with fresh noise: of the smoothed loss that zeroth order descends."""
-
-    sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
+class Smoothed(Deploys, FirstOrder):
+    """The gradient at weights with fresh noise, or rounded: of the loss that zeroth order descends."""
 
     def refine(self, task: Task) -> Outcome:
         from holdfast.methods.descent import Descent
 
-        return self.descended(Descent(task, self.lr))
+        return self.descended(Descent(task, self.lr, self.deployment(task)))
 
     def descended(self, descent: Descent) -> Outcome:
         """All its steps."""
         from holdfast.methods.descent import descend
 
-        return descend(descent, lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, (1,)), PASS)
+        return descend(descent, lambda d, step, batch: d.deployed_gradient(batch, step, (1,)), PASS)
 
 
 @METHODS.register("noise_stability")
@@ -56,7 +54,7 @@ class NoiseStability(FirstOrder):
     """The mean gradient at weights plus and minus the same noise (NSO, Zhang et al., arXiv 2306.08553): it sees the
     loss's curvature without the noise of the first-order term."""
 
-    sigma: Positive = Field(description="of the weight noise, relative to each matrix's rms")
+    sigma: Positive = Field(description="of the weight noise on all decoder layers, relative to each matrix's rms")
 
     passes = 2 * PASS
     moved = 4
@@ -64,10 +62,8 @@ class NoiseStability(FirstOrder):
     def refine(self, task: Task) -> Outcome:
         from holdfast.methods.descent import Descent, descend
 
-        signs = (1, -1)
-        return descend(
-            Descent(task, self.lr), lambda d, step, batch: d.noisy_gradient(batch, step, self.sigma, signs), 2 * PASS
-        )
+        descent = Descent(task, self.lr, task.deployment(self.sigma, None))
+        return descend(descent, lambda d, step, batch: d.deployed_gradient(batch, step, (1, -1)), 2 * PASS)
 
 
 @METHODS.register("sam")

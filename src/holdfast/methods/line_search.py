@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from holdfast.methods.batches import Batch
     from holdfast.methods.descent import Descent
     from holdfast.methods.task import Outcome, Task
-    from holdfast.zo.perturb import Masters
+    from holdfast.zo import Deployed
 
 
 @METHODS.register("line_search")
@@ -33,7 +33,7 @@ class LineSearch(Smoothed):
 
     strengths: Some[Positive] = Field(description="shares of the descent's way that are tried, beside none of it")
     set_aside: Share = Field(description="of the training prompts of each label, to choose the strength by")
-    draws: Count = Field(description="antithetic pairs of noise under which each strength is tried")
+    draws: Count = Field(description="pairs of noise, or roundings, under which each strength is tried")
     benign_rise: AtLeastZero = Field(description="of the undisturbed loss of benign prompts, the most that is taken")
 
     moved = 5  # also the weights before
@@ -42,14 +42,14 @@ class LineSearch(Smoothed):
         from holdfast.methods.descent import Descent
 
         held = task.batches.set_aside(self.set_aside, task.batch_size)
-        descent = Descent(task, self.lr)
+        descent = Descent(task, self.lr, self.deployment(task))
         before = [value.detach().clone() for value in descent.moved]
         done = self.descended(descent)
         after = [value.detach().clone() for value in descent.moved]
-        return self.searched(task, done, held, descent.masters, partial(_place, descent, before, after))
+        return self.searched(task, done, held, descent.deployed, partial(_place, descent, before, after))
 
     def searched(
-        self, task: Task, done: Outcome, held: list[Batch], masters: Masters, place: Callable[[float], None]
+        self, task: Task, done: Outcome, held: list[Batch], deployed: Deployed, place: Callable[[float], None]
     ) -> Outcome:
         """`place` the model at each strength, and leave it at the best one."""
         from holdfast.methods.task import Outcome
@@ -57,22 +57,27 @@ class LineSearch(Smoothed):
         losses = {}
         for strength in (0.0, *self.strengths):
             place(strength)
-            losses[strength] = self._losses(task, masters, held, first=len(done.losses))
+            losses[strength] = self._losses(task, deployed, held, first=len(done.losses))
         best = chosen(losses, self.benign_rise)
         place(best)
         told = {f"{label} at {a:g}": loss for a, pair in losses.items() for label, loss in pair.items()}
-        tried = len(losses) * (2 * self.draws + 1) * len(held)
+        tried = len(losses) * (len(self.signs) * self.draws + 1) * len(held)
         return Outcome(done.losses, done.forwards + tried, {"strength": best, "set-aside loss": told})
 
-    def _losses(self, task: Task, masters: Masters, held: list[Batch], first: int) -> dict[str, float]:
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """Of a draw; rounding has none."""
+        return (1,) if self.rounding else (1, -1)
+
+    def _losses(self, task: Task, deployed: Deployed, held: list[Batch], first: int) -> dict[str, float]:
         """Mean set-aside loss of each label, undisturbed and under the draws from `first` on; weights come back."""
         found = {f"clean {label}": loss for label, loss in _mean(task, held).items()}
         noisy = []
         for step in range(first, first + self.draws):
-            for sign in (1, -1):
-                masters.write(sign * self.sigma, step=step, query=0)
+            for sign in self.signs:
+                deployed.write(0.0, step=step, query=0, sign=sign)
                 noisy.append(_mean(task, held))
-        masters.restore()
+        deployed.restore()
         return found | {label: sum(one[label] for one in noisy) / len(noisy) for label in noisy[0]}
 
 

@@ -39,15 +39,16 @@ class LowRankLineSearch(LineSearch):
 
         from holdfast.methods.descent import add_gradient, run
         from holdfast.methods.task import Outcome
-        from holdfast.zo.perturb import Masters
+        from holdfast.zo import Deployed, Masters
 
         held = task.batches.set_aside(self.set_aside, task.batch_size)
         masters = Masters(task.tensors(), seed=task.seed)
+        deployed = Deployed(masters, self.deployment(task))
         adapters = Adapters(task.model, masters.tensors, self.rank, self.alpha / self.rank, task.seed)
         optimizer = torch.optim.AdamW(adapters.parameters, lr=self.lr, weight_decay=0.0)
 
         def update(step: int, batch: Batch) -> Tensor:
-            masters.write(self.sigma, step=step, query=0)
+            deployed.write(0.0, step=step, query=0)
             loss = add_gradient(task, batch, adapters.parameters, adapters.parameters)
             optimizer.step()
             optimizer.zero_grad()
@@ -55,8 +56,8 @@ class LowRankLineSearch(LineSearch):
 
         with adapters.attached():
             done = run(task, [], update, PASS)
-            masters.restore()
-            found = self.searched(task, done, held, masters, partial(setattr, adapters, "strength"))
+            deployed.restore()
+            found = self.searched(task, done, held, deployed, partial(setattr, adapters, "strength"))
             unmerged = _loss(task, held)
         adapters.merge(masters.values)
         masters.restore()

@@ -8,17 +8,29 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from holdfast.errors import UserError
-from holdfast.settings.options import SECTIONS, Config, Count, Options, Positive, Registry, Section, section
+from holdfast.settings.options import (
+    SECTIONS,
+    AtLeastZero,
+    Config,
+    Count,
+    Options,
+    Positive,
+    Registry,
+    Section,
+    section,
+)
 
 if TYPE_CHECKING:
     from holdfast.methods.task import Outcome, Task
+    from holdfast.zo import Deployment
 
 METHODS = Registry("method", "holdfast.methods")
 LOSSES = Registry("loss", "holdfast.methods.losses")
 
 PASS = 3  # forward-equivalents of a gradient: one forward, and a backward that counts as two
 Noise = Literal["rademacher", "gaussian"]
-Normalize = Literal["none", "rms"]
+Normalize = Literal["none", "rms", "running"]
+Scheme = Literal["q4_0", "nf4", "w4a8"]
 
 
 class Select(Options):
@@ -29,6 +41,7 @@ class Select(Options):
     )
     k: Count = Field(default=1, description="layers, of the rules that end in _k")
     by: Literal["probe", "online"] = Field(default="probe", description="whose sensitivities")
+    parameters: Literal["matrices", "gains", "biases"] = Field(default="matrices", description="of these layers")
 
     @property
     def probed(self) -> bool:
@@ -61,8 +74,21 @@ class Method(Options):
 
     def agree(self, key: str, cfg: Config) -> None:
         shape = cfg.model.shape if "model" in cfg else None
+        if self.select.parameters != "matrices" and self.select.rule == "everything":
+            raise UserError(f"{key}.select.rule=everything: embeddings and head have matrices alone; give rule=all")
         if self.select.rule.endswith("_k") and shape and self.select.k > shape.layers:
             raise UserError(f"{key}.select.k={self.select.k}: {cfg.model.name} has {shape.layers} decoder layers")
+
+
+class Deploys(Method):
+    """A method whose loss is taken under what the model is to withstand, drawn anew for every query of a step."""
+
+    sigma: AtLeastZero = Field(description="of the weight noise on all decoder layers, relative to each matrix's rms")
+    rounding: Scheme | None = Field(description="of their weights, which takes the noise's place; null: noise")
+
+    def deployment(self, task: Task) -> Deployment:
+        """Of the task's model."""
+        return task.deployment(self.sigma, self.rounding)
 
 
 @METHODS.register("none")
@@ -88,7 +114,10 @@ class Refine(Options):
     sigma: Positive = Field(description="weight noise to withstand, relative to each matrix's rms")
     lr: Positive = Field(description="learning rate of zeroth order")
     noise: Noise = Field(description="how random directions are drawn")
-    normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
+    rounding: Scheme | None = Field(description="of weights, which the loss is taken under in place of that noise")
+    normalize: Normalize = Field(
+        description="rms: divide by the rms of a step's projected gradients; running: and of earlier steps'"
+    )
     first_order_lr: Positive = Field(description="learning rate of first order")
 
     def agree(self, key: str, cfg: Config) -> None:

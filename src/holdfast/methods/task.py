@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -16,17 +16,19 @@ from holdfast.errors import UserError
 from holdfast.methods.batches import Batch, Batches
 from holdfast.methods.losses import LossFn
 from holdfast.runtime.memory import Parts
-from holdfast.zo import Trajectory, TrajectoryError, weight_groups
+from holdfast.zo import Deployment, Trajectory, TrajectoryError, decoder_layers, vector_groups, weight_groups
+from holdfast.zo.deployment import Rounding
 
+BLOCK = 32  # inputs of one output that share a scale
 T = TypeVar("T")
 
 
 @dataclass
 class Task:
-    """`layers` names the groups of `weight_groups(model)` to refine; `budget` is in forward-equivalents of one batch;
-    `context` holds what a log depends on beside a refiner's own settings; `origin` loads the model as it was before
-    alignment; `trajectory` is where a zeroth-order method keeps its log, and `source` the log of the method that a
-    control repeats."""
+    """`layers` names the groups of `weight_groups(model)` to refine, and `parameters` what of them; `budget` is in
+    forward-equivalents of one batch; `context` holds what a log depends on beside a refiner's own settings; `origin`
+    loads the model as it was before alignment; `trajectory` is where a zeroth-order method keeps its log, and `source`
+    the log of the method that a control repeats; `roundings` says what each scheme makes of a matrix."""
 
     model: Any
     loss: LossFn
@@ -41,6 +43,8 @@ class Task:
     source: Path | None
     progress: Callable[[range], Iterable[int]]
     log: Callable[[dict[str, float]], None]
+    parameters: Literal["matrices", "gains", "biases"] = "matrices"
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
     parts: Parts = field(default_factory=lambda: Parts("refine.batch_size"))
 
     def stream(self) -> Iterator[Batch]:
@@ -77,13 +81,21 @@ class Task:
             self.trajectory.unlink()
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """The matrices of the layers to refine. Raises `UserError` for a layer that has none that can be trained."""
-        groups = weight_groups(self.model)
+        """What moves of the layers to refine. Raises `UserError` for a layer that has nothing that can be trained."""
+        what = self.parameters
+        groups = weight_groups(self.model) if what == "matrices" else vector_groups(self.model, what)
         if missing := [layer for layer in self.layers if layer not in groups]:
-            raise UserError(
-                f"{missing[0]}: none of its matrices can be trained; they are frozen, or not of a float type"
-            )
+            raise UserError(f"{missing[0]}: none of its {what} can be trained; it has none, or they are frozen")
         return {name: p for layer in self.layers for name, p in groups[layer].items()}
+
+    def deployment(self, sigma: float, rounding: str | None) -> Deployment:
+        """Of all decoder layers. Raises `UserError` for a matrix that cannot be cut into the blocks of a rounding."""
+        groups = weight_groups(self.model)
+        matrices = {name: p for layer in decoder_layers(groups) for name, p in groups[layer].items()}
+        wrong = [f"{name} has {p.shape[1]} inputs" for name, p in matrices.items() if p.shape[1] % BLOCK]
+        if rounding in ("q4_0", "w4a8") and wrong:
+            raise UserError(f"method.rounding={rounding}: {wrong[0]}, not a multiple of its blocks of {BLOCK}")
+        return Deployment(matrices, sigma, self.roundings[rounding] if rounding else None)
 
 
 @dataclass(frozen=True)

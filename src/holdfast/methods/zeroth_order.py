@@ -7,58 +7,63 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from holdfast.errors import UserError
-from holdfast.methods.method import METHODS, Method, Noise, Normalize
+from holdfast.methods.method import METHODS, Deploys, Noise, Normalize
+from holdfast.runtime import ranks
 from holdfast.settings.options import Count, Positive
 
 if TYPE_CHECKING:
     from holdfast.methods.task import Outcome, Task
+    from holdfast.zo import ZeroOrderRefiner
+
+MEASURED = 4  # batches by which slope and curvature are measured
 
 
-class TwoPoint(Method):
-    """Two-point estimates along random directions."""
+class TwoPoint(Deploys):
+    """Two-point estimates along random directions, both sides of one under the same deployment."""
 
     shares = True
 
     mu: Positive = Field(description="smoothing radius")
-    lr: Positive = Field(description="learning rate")
+    lr: Positive | None = Field(description="learning rate; null: the best by slope and curvature, measured first")
     queries: Count = Field(description="random directions of a step")
     noise: Noise = Field(description="how the directions are drawn")
-    normalize: Normalize = Field(description="rms: divide by the rms of a step's projected gradients")
+    normalize: Normalize = Field(
+        description="rms: divide by the rms of a step's projected gradients; running: and of earlier steps'"
+    )
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="of lr, over the steps")
 
-    def rate(self, task: Task) -> Any:
-        """The engine's learning rate."""
-        from holdfast.zo import Cosine
-
-        return Cosine(self.lr, self.count(task)) if self.schedule == "cosine" else self.lr
-
     def count(self, task: Task) -> int:
-        """Steps that the budget allows."""
-        return max(1, task.budget // (2 * self.queries))
+        """Steps that the budget allows, what is measured first aside."""
+        measured = 3 * self.queries * MEASURED if self.lr is None else 0
+        return max(1, (task.budget - measured) // (2 * self.queries))
 
     def steps(self, task: Task, **moved: Any) -> Outcome:
         """All steps of a refiner that moves what `moved` says, and that continues the log of an interrupted run."""
         from holdfast.methods.task import Outcome
-        from holdfast.zo import ZeroOrderRefiner
+        from holdfast.zo import Cosine, ZeroOrderRefiner
 
-        def begin() -> ZeroOrderRefiner:
+        def begin(lr: float, **log: Any) -> ZeroOrderRefiner:
             return ZeroOrderRefiner(
                 task.model,
                 task.loss,
                 mu=self.mu,
-                lr=self.rate(task),
+                lr=Cosine(lr, count) if self.schedule == "cosine" else lr,
                 queries=self.queries,
                 normalize=self.normalize,
                 noise=self.noise,
                 seed=task.seed,
-                trajectory=task.trajectory,
-                context=task.context,
+                deployment=self.deployment(task),
                 over_ranks="queries",
+                **log,
                 **moved,
             )
 
-        refiner, stream = task.logged(begin), task.stream()
-        count = self.count(task)
+        count, told = self.count(task), dict[str, float]()
+        if self.lr is None:
+            told = self.measured(task, begin(1.0))
+        lr = self.lr or told["lr"]
+        refiner = task.logged(lambda: begin(lr, trajectory=task.trajectory, context=task.context))
+        stream = task.stream()
         for _ in range(refiner.steps):  # an interrupted run goes on with the batch at which it stopped
             next(stream)
         for loss in refiner.losses:  # what it logged may be gone, or is passed over
@@ -72,14 +77,35 @@ class TwoPoint(Method):
             first = report.projected_gradients[0]
             task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
         refiner.finish()
-        return Outcome(refiner.losses, forwards=2 * self.queries * count)
+        return Outcome(refiner.losses, 2 * self.queries * count + 3 * self.queries * MEASURED * bool(told), dict(told))
+
+    def measured(self, task: Task, refiner: ZeroOrderRefiner) -> dict[str, float]:
+        """The learning rate that slope and curvature allow, and what a step is to gain by it, printed. Raises
+        `UserError` where the loss shows no curvature, which then bounds nothing."""
+        from holdfast.zo import Curvature
+
+        stream, found = task.batches.stream(task.batch_size, task.seed + 1), list[Curvature]()
+        for refiner.steps in range(MEASURED):  # each with directions of its own
+            found.append(task.parts.whole([next(stream)], refiner.curvature))
+        seen = Curvature(
+            [g for one in found for g in one.projected_gradients], [c for one in found for c in one.curvatures]
+        )
+        said = f"slope {seen.slope:.3g}, tr H {seen.trace:.3g} by {len(seen.curvatures)} queries at mu={self.mu:g}"
+        if not seen.convex:
+            raise UserError(f"method.lr=null: no curvature is seen ({said}); give method.lr")
+        lr, gain = seen.rate(self.queries, self.normalize != "none"), seen.gain(self.queries)
+        if ranks.first():
+            print(f"refine   {said}: lr={lr:.3g}, which is to lower the loss by {gain:.2g} at the first step")
+        return {"lr": lr, "slope": seen.slope, "trace": seen.trace, "predicted_gain": gain}
 
 
 @METHODS.register("zeroth_order")
 class ZerothOrder(TwoPoint):
-    """Two-point steps on the matrices of the selected layers."""
+    """Two-point steps on the matrices of the selected layers, or on their gains or biases."""
 
     moved = 1
 
     def refine(self, task: Task) -> Outcome:
-        return self.steps(task, layers=task.layers)
+        if task.parameters == "matrices":
+            return self.steps(task, layers=task.layers)
+        return self.steps(task, tensors=task.tensors())

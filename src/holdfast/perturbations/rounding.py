@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -58,3 +59,37 @@ def gguf_rounded(weight: Tensor, bits: int) -> Tensor:
 
     kind = GGMLQuantizationType[f"Q{bits}_0"]
     return torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), kind), kind))
+
+
+def _shifted(once: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    def rounding(weight: Tensor, shift: int) -> Tensor:
+        return once(weight.roll(-shift, 1)).roll(shift, 1)
+
+    return rounding
+
+
+def _q4_0(weight: Tensor) -> Tensor:
+    """The bits of `gguf_rounded` for 4 bits, which computes in numpy and would take ten times as long as a forward."""
+    groups = weight.float().unflatten(1, (-1, 32))
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = largest / -8
+    inverse = torch.where(scale == 0, 0.0, 1 / scale)
+    levels = (groups * inverse + 8.5).trunc().clamp(0, 15) - 8
+    return (levels * scale.half().float()).flatten(1)
+
+
+def _nf4(weight: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", blocksize=64))
+
+
+def _w4(weight: Tensor) -> Tensor:
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    return IntxUnpackedToInt8Tensor.from_hp(weight, (1, 32), torch.int4).dequantize()  # type: ignore[attr-defined]
+
+
+AS_SHIPPED = {"q4_0": _shifted(_q4_0), "nf4": _shifted(_nf4), "w4a8": _shifted(_w4)}
+"""(matrix (out, in), shift) -> what a scheme makes of its weights, on their device, the groups begun `shift` inputs
+later, around the end of a row. Inputs of layers are not rounded."""

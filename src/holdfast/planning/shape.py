@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from holdfast.errors import UserError, first_line
 from holdfast.models.checkpoints import check
@@ -17,13 +18,15 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Shape:
     """All counts are of elements. `layers` holds the matrices of each decoder layer, lowest first; `groups` what the
-    probe perturbs one at a time; `inputs` and `outputs` the widths of all decoder linears together; `norms` the
-    normalizations in a layer; `kv` the keys of one token in one layer; `eager`: attention keeps its scores."""
+    probe perturbs one at a time; `vectors` the gains and the biases of all layers; `inputs` and `outputs` the widths
+    of all decoder linears together; `norms` the normalizations in a layer; `kv` the keys of one token in one layer;
+    `eager`: attention keeps its scores."""
 
     width: int  # bytes of a weight
     parameters: int
     layers: tuple[int, ...]
     groups: tuple[int, ...]
+    vectors: Mapping[str, int]
     largest: int  # matrix
     matrix: int  # the largest of a decoder layer
     inputs: int
@@ -60,8 +63,8 @@ def shape_of(model: Model, vocabulary: int) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from holdfast.zo import weight_groups
-    from holdfast.zo.layers import decoder_layers
+    from holdfast.zo import decoder_layers, vector_groups, weight_groups
+    from holdfast.zo.layers import Vectors
 
     config = config_of(model, vocabulary)
     with torch.device("meta"):
@@ -78,6 +81,7 @@ def shape_of(model: Model, vocabulary: int) -> Shape:
         parameters=sum(p.numel() for p in empty.parameters()),
         layers=tuple(sum(p.numel() for p in layer.values()) for layer in layers),
         groups=tuple(sum(p.numel() for p in group.values()) for group in groups.values()),
+        vectors={kind: _elements(vector_groups(empty, kind)) for kind in get_args(Vectors)},
         largest=max(p.numel() for group in groups.values() for p in group.values()),
         matrix=max(p.numel() for layer in layers for p in layer.values()),
         inputs=sum(p.shape[1] for layer in layers for p in layer.values()),
@@ -90,6 +94,10 @@ def shape_of(model: Model, vocabulary: int) -> Shape:
         vocabulary=config.vocab_size,
         eager=config._attn_implementation == "eager",
     )
+
+
+def _elements(groups: dict[str, dict[str, Any]]) -> int:
+    return sum(p.numel() for group in groups.values() for p in group.values())
 
 
 def dtype_of(model: Model, vocabulary: int) -> str:

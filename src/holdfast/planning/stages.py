@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.methods.controls import Extrapolate, SignShuffled
 from holdfast.methods.coordinates import Subspace
-from holdfast.methods.first_order import NoiseStability, Smoothed
+from holdfast.methods.first_order import NoiseStability
 from holdfast.methods.line_search import LineSearch
 from holdfast.methods.low_rank import LowRankLineSearch
 from holdfast.methods.method import PASS
@@ -22,7 +22,8 @@ from holdfast.recipes.gradient import DPO
 from holdfast.recipes.zeroth_order import ZerothOrderAlignment
 from holdfast.settings.options import Config
 
-SCRATCH = 2**26  # bytes in which the subspace places its tensors
+SCRATCH = 2**26  # bytes in which the subspace places its tensors, and noise its own
+ROUNDED = 6  # times a matrix is read and written as it is rounded
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def refine(case: Case) -> Demand:
     worst = case.texts.packed(r.loss, r.batch_size, r.batch_size * r.steps)
     some, everything = m.select.rule.endswith("_k"), m.select.rule == "everything"
     chosen = s.chosen(m.select.k) if some else sum(s.groups) if everything else s.matrices
+    if m.select.parameters != "matrices":
+        chosen = s.vectors[m.select.parameters] * (m.select.k if some else len(s.layers)) // len(s.layers)
     if m.passes:
         found = _gradients(case, worst, chosen, max(1, budget // m.passes))
     elif isinstance(m, TwoPoint):
@@ -172,15 +175,36 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
         # A whole Δ, or beside the scratch a product of factors.
         beside = (room if moved.rank else FLOAT * moved.elements) + s.width * moved.elements + room
         origin, write = s.bytes, moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
-    peak = s.bytes + beside + max(memory.forward(s, worst) + reused, origin)
+    under = _deployed(s, settings, moved.elements)
+    peak = s.bytes + beside + under.kept + max(memory.forward(s, worst) + reused, origin)
     passes = [
         work.forward(s, usual, steps),
         work.forward(s, usual, steps * (2 * queries - 1), share=1 - below / depth),
-        work.copying(write, 2 * queries * steps),
+        work.copying(write + under.written, 2 * queries * steps),
         work.copying(moved.elements * (2 * FLOAT + s.width + FLOAT * queries), steps),
     ]
     forwards = 2 * queries * steps
     return Demand(peak, forwards, forwards * usual.rows * case.texts.copies(loss), passes)
+
+
+@dataclass(frozen=True)
+class Under:
+    """Bytes that `holdfast.zo.Deployed` keeps and uses beside the model, and what each of its writes reads and
+    writes."""
+
+    kept: float = 0
+    written: float = 0
+
+
+def _deployed(s: Shape, settings: Any, moved: int) -> Under:
+    """Of the deployment in a method's settings: a copy of what does not move, and float32 values of some tensors or
+    the temporaries of one that is rounded."""
+    rounding = getattr(settings, "rounding", None)
+    if not rounding and not getattr(settings, "sigma", 0):
+        return Under()
+    room = ROUNDED * FLOAT * s.matrix if rounding else 0 if s.width == FLOAT else max(FLOAT * s.matrix, SCRATCH)
+    passes = ROUNDED if rounding else 2
+    return Under(s.width * max(0, s.matrices - moved) + room, passes * (FLOAT + s.width) * s.matrices)
 
 
 def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
@@ -193,9 +217,10 @@ def _gradients(case: Case, worst: Sizes, chosen: int, steps: int) -> Demand:
     summed = 0 if low else FLOAT * chosen  # gradients; in half precision those of the backward stand beside them
     running = memory.backward(s, worst, len(s.layers)) + (summed if isinstance(m, NoiseStability) else 0)
     update = summed + max(s.width * chosen if s.width < FLOAT and not low else 0, 2 * FLOAT * s.largest)
-    peak = s.bytes + kept + max(running, update)
+    under = _deployed(s, m, chosen)
+    peak = s.bytes + kept + under.kept + max(running, update)
     times = steps * m.passes // PASS
-    write = (FLOAT + s.width) * chosen * (2 if isinstance(m, Smoothed | NoiseStability) else 1)
+    write = (FLOAT + s.width) * chosen + under.written
     tried = _tried(case, m) if isinstance(m, LineSearch) else 0
     passes = [*work.backward(s, usual, times), work.copying((0 if low else 7 * FLOAT * chosen) + write, times)]
     passes.append(work.forward(s, usual, tried))

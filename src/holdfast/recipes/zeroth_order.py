@@ -34,7 +34,7 @@ class ZerothOrderAlignment(Stepwise):
         from holdfast.zo.layers import decoder_layers
 
         own = {key: getattr(self, key) for key in ("mu", "lr", "queries", "noise", "normalize")}
-        method = ZerothOrder(name="zo", kind="zeroth_order", **own)
+        method = ZerothOrder(name="zo", kind="zeroth_order", sigma=0.0, rounding=None, **own)
         batches = Batches(rows, tokenizer, run.cfg.openings.loss, nll, model.device)
         context: dict[str, object] = {"align": self.model_dump(), "tokens": batches.digest()}
         context["code"] = code_digest("zo", "methods", "models", "datasets", "recipes")

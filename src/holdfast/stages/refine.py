@@ -54,6 +54,7 @@ def refined(run: Run) -> Refined:
     """Load the aligned model and apply the method to it."""
     from holdfast.methods.batches import Batches
     from holdfast.methods.task import Task
+    from holdfast.perturbations.rounding import AS_SHIPPED
 
     settings, method, loss = run.cfg.refine, run.cfg.method, LOSSES[run.cfg.refine.loss]
     if not method.refines:
@@ -78,6 +79,8 @@ def refined(run: Run) -> Refined:
         method.of and run.layout.refine(*run.names[:2], method.of, run.seed) / "trajectory.jsonl",
         run.progress,
         run.tracker.log,
+        method.select.parameters,
+        AS_SHIPPED,
     )
     ranks.same_file(task.trajectory)
     started = time.perf_counter()

@@ -5,17 +5,22 @@ inside its trainer mixin.
 """
 
 from holdfast.zo.control import sign_shuffled
+from holdfast.zo.deployment import Deployed, Deployment
 from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import Factors, Span, alignment_directions, singular_directions
-from holdfast.zo.layers import decoder_layers, weight_groups
+from holdfast.zo.layers import decoder_layers, vector_groups, weight_groups
 from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
-from holdfast.zo.refiner import Cosine, Estimate, ZeroOrderRefiner
+from holdfast.zo.refiner import Estimate, ZeroOrderRefiner
 from holdfast.zo.sensitivity import Race, Sides, online_sensitivity, sensitivity
+from holdfast.zo.step_size import Cosine, Curvature
 from holdfast.zo.trainer import ZOArguments, ZOMixin
 from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions, replay, write_directions
 
 __all__ = [
     "Cosine",
+    "Curvature",
+    "Deployed",
+    "Deployment",
     "Draws",
     "Estimate",
     "Factors",
@@ -39,6 +44,7 @@ __all__ = [
     "sensitivity",
     "sign_shuffled",
     "singular_directions",
+    "vector_groups",
     "weight_groups",
     "write_directions",
 ]

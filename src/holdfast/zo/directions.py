@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.zo.digest import digest
-from holdfast.zo.kernels import add_noise
-from holdfast.zo.noise import DIRECTION, Stream, Target, words
-from holdfast.zo.perturb import Draws, float32, wrong
+from holdfast.zo.noise import DIRECTION, words
+from holdfast.zo.perturb import Draws, bundles, float32, wrong
 
 TIES = ("tensor", "layer", "model")
 OVERSAMPLED, ITERATIONS = 8, 6  # of the block power iteration: columns beside the rank, and rounds
-SCRATCH = 2**24  # float32 numbers, 64 MiB: tensors are written together, so many at a time
 
 
 @torch.no_grad()
@@ -80,9 +78,9 @@ class Span:
     """θ_t = anchor_t + Σ_k c_tk·Δ_tk, and c is all that moves.
 
     The anchors are the weights at the start, in their own type; c is a float64, rounded to float32 where it meets Δ.
-    Query i probes along signs ε_i ∈ {±1}^d under weight noise σ·s∘z_i, which no move keeps. `tie` says which tensors
-    share a sign, and so a coefficient: none but a `tensor` with itself, those of a `layer`, or all of the `model`.
-    Of rank-one directions the k-th of each share theirs. c begins at `start`.
+    Query i probes along signs ε_i ∈ {±1}^d. `tie` says which tensors share a sign, and so a coefficient: none but a
+    `tensor` with itself, those of a `layer`, or all of the `model`. Of rank-one directions the k-th of each share
+    theirs. c begins at `start`.
 
     Beside the weights it takes an anchor and, of a whole Δ, 4 bytes for each, so 6 bytes in half precision and 8 in
     float32, and scratch of 64 MiB, or of the largest matrix in float32 if that is more; twice that of rank-one ones.
@@ -93,7 +91,6 @@ class Span:
         tensors: Mapping[str, nn.Parameter],
         directions: Mapping[str, Direction],
         *,
-        sigma: float,
         tie: str = "tensor",
         start: float = 0.0,
         **options: Any,
@@ -101,7 +98,7 @@ class Span:
         if tie not in TIES:
             raise ValueError(f"tie={tie}: choose one of {', '.join(TIES)}")
         self.tensors, self.draws = dict(tensors), Draws(tensors, **options)
-        self.sigma, self.tie, self.start = sigma, tie, start
+        self.tie, self.start = tie, start
         shared = {
             "tensor": {k: k for k in tensors},
             "layer": self.draws.groups,
@@ -122,9 +119,8 @@ class Span:
                 yield name, k
 
     def write(self, radius: float, *, step: int, query: int) -> None:
-        """Forward weights := round(anchor + Σ (c + radius · ε)·Δ + σ s∘z); the same z for every radius."""
-        asked = [query] if self.sigma else []
-        self._write(self._moved([radius], [query], step), asked, self.draws.stream(step))
+        """Forward weights := round(anchor + Σ (c + radius · ε)·Δ)."""
+        self._write(self._moved([radius], [query], step))
 
     def move(self, coefficients: Sequence[float], *, step: int) -> None:
         """c += Σ_i coefficient_i · ε_i over the queries in order; forward weights := round(anchor + c·Δ)."""
@@ -133,7 +129,7 @@ class Span:
 
     def restore(self) -> None:
         """Forward weights := round(anchor + c·Δ)."""
-        self._write(self.coefficients, [], self.draws.stream(0))
+        self._write(self.coefficients)
 
     @torch.no_grad()
     def drift(self) -> int:
@@ -150,18 +146,17 @@ class Span:
         return found
 
     @torch.no_grad()
-    def _write(self, coefficients: Mapping[tuple[str, int], float], queries: Sequence[int], stream: Stream) -> None:
+    def _write(self, coefficients: Mapping[tuple[str, int], float]) -> None:
         for bundle in self._placed(coefficients):
-            noisy = {name: [float32(self.sigma * self.draws.scales[name])] * len(queries) for name in bundle}
-            targets = [Target(v, self.tensors[k], self.draws.names[k], noisy[k]) for k, v in bundle.items()]
-            add_noise(targets, queries, stream, keep=False)
+            for name, value in bundle.items():
+                self.tensors[name].copy_(value)
 
     def _placed(self, coefficients: Mapping[tuple[str, int], float]) -> Iterator[dict[str, Tensor]]:
         """anchor + Σ c·Δ in float32, some tensors at a time, whose room the next ones take; products and sums are
         rounded apart, in the order of k, so that no backend fuses them."""
-        for device, bundle in self._bundles():
-            scratch = torch.empty(sum(self.tensors[k].numel() for k in bundle), dtype=torch.float32, device=device)
-            parts = scratch.split([self.tensors[k].numel() for k in bundle])
+        for bundle in bundles(self.tensors):
+            sizes, device = [p.numel() for p in bundle.values()], next(iter(bundle.values())).device
+            parts = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
             found = {k: part.view_as(self.anchors[k]) for k, part in zip(bundle, parts, strict=True)}
             for name, value in found.items():
                 direction = self.directions[name]
@@ -171,17 +166,6 @@ class Span:
                 for place, (k, c) in enumerate(moved):
                     _add(direction, k, c, value, self.anchors[name] if place == 0 else None)
             yield found
-
-    def _bundles(self) -> Iterator[tuple[torch.device, list[str]]]:
-        """Tensors of one device, of SCRATCH elements together at most, or a single one that is larger."""
-        for device in dict.fromkeys(p.device for p in self.tensors.values()):
-            bundle: list[str] = []
-            for name in [k for k, p in self.tensors.items() if p.device == device]:
-                if bundle and sum(self.tensors[k].numel() for k in [*bundle, name]) > SCRATCH:
-                    yield device, bundle
-                    bundle = []
-                bundle.append(name)
-            yield device, bundle
 
     def header(self) -> dict[str, Any]:
         factored = any(isinstance(one, Factors) for one in self.directions.values())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from torch import nn
 
+Vectors = Literal["gains", "biases"]
 LAYER = re.compile(r"(?:^|\.)model\.layers\.(\d+)\.")
 SUPPORTED = "supported are decoders of Llama's form: Llama, Qwen2, Qwen3, Mistral, Gemma 2 and 3 (text), Phi-3"
 
@@ -54,6 +56,21 @@ def weight_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
             continue
         group = layer_of(name) or ("embeddings" if id(parameter) in embeddings else "head")
         groups.setdefault(group, {})[name] = parameter
+    return groups
+
+
+def vector_groups(model: nn.Module, kind: Vectors) -> dict[str, dict[str, nn.Parameter]]:
+    """As `weight_groups`, the vectors of the decoder layers: what normalizations multiply by, or what is added.
+
+    A layer without any is left out.
+    """
+    decoder_stack(model)
+    end = {"gains": ".weight", "biases": ".bias"}[kind]
+    groups: dict[str, dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        group = layer_of(name)
+        if group and name.endswith(end) and parameter.dim() == 1 and parameter.requires_grad:
+            groups.setdefault(group, {})[name] = parameter
     return groups
 
 

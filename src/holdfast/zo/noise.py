@@ -34,7 +34,7 @@ GAUSSIAN_UNIT = torch.tensor(1 / math.sqrt(8 * 2**32 + (2**32 - 1) / 6), dtype=t
 
 
 # Blocks that no tensor is long enough to reach: their words decide what is about whole tensors or queries.
-SUBSET, COIN, DIRECTION = WORD, WORD - 1, WORD - 2
+SUBSET, COIN, DIRECTION, SHIFT = WORD, WORD - 1, WORD - 2, WORD - 3
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import ctypes
 import math
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from holdfast.zo.kernels import add_noise
 from holdfast.zo.layers import layer_of
 from holdfast.zo.noise import NOISES, SUBSET, Stream, Target, words
+
+SCRATCH = 2**24  # float32 numbers, 64 MiB: tensors are written together, so many at a time
 
 
 class PerturbationError(ValueError):
@@ -147,6 +149,20 @@ class Masters:
 
     def header(self) -> dict[str, Any]:
         return self.draws.header() | {"kind": "weights"}
+
+
+def bundles(tensors: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """Tensors of one device, of SCRATCH elements together at most, or a single one that is larger."""
+    for device in dict.fromkeys(p.device for p in tensors.values()):
+        bundle: dict[str, nn.Parameter] = {}
+        for name, parameter in tensors.items():
+            if parameter.device != device:
+                continue
+            if bundle and sum(p.numel() for p in (*bundle.values(), parameter)) > SCRATCH:
+                yield bundle
+                bundle = {}
+            bundle[name] = parameter
+        yield bundle
 
 
 def _check(name: str, parameter: Tensor) -> None:

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from holdfast.zo.deployment import Deployed, Deployment
 from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import Direction, Span
 from holdfast.zo.layers import weight_groups
 from holdfast.zo.parallel import dealt_back, ranks, summed_over_ranks
 from holdfast.zo.perturb import Masters, Moves, total
 from holdfast.zo.prefix import PrefixReuse
+from holdfast.zo.step_size import Curvature, running_rms
 from holdfast.zo.trajectory import Trajectory, logged_scales
 
 Rate = float | Callable[[int], float]
@@ -53,12 +55,13 @@ class ZeroOrderRefiner:
     `weight_groups(model)`; `tensors`, by the names that their noise has, such as gains or LoRA's matrices, of any
     architecture; or a coefficient along each of `directions`, which are Δ of a model's tensors by name, whole or in
     parts (see `alignment_directions`, `singular_directions`): c ← c − lr · mean_i g_i ε_i with signs ε, where θ_t =
-    θ_t,start + Σ_k c_tk·Δ_tk and c is `start` at first. `tie` says which of these share a coefficient, and `sigma` the
-    weight noise under which both sides of a query are evaluated.
+    θ_t,start + Σ_k c_tk·Δ_tk and c is `start` at first; `tie` says which of these share a coefficient. Both sides of
+    a query are evaluated under the `deployment`, if there is one.
 
     `normalize="rms"` divides by the rms of the g_i of the step, so that the length of a step does not depend on the
-    loss's scale. `lr` may be a function of the step, such as `Cosine`, whose `repr` goes into a log. The model is put
-    in eval mode and stays there.
+    loss's scale; `running` by that of this and the earlier steps, so that a step that saw little slope goes less far.
+    `lr` may be a function of the step, such as `Cosine`, whose `repr` goes into a log. The model is put in eval mode
+    and stays there.
 
     `log` is called after every step. With `trajectory`, every step is also appended to that file as it is made; a file
     that is already there is replayed first, and `steps` says how many steps that were. It must be of the same base and
@@ -89,7 +92,7 @@ class ZeroOrderRefiner:
         noise: str = "rademacher",
         normalize: str = "none",
         seed: int = 0,
-        sigma: float = 0.0,
+        deployment: Deployment | None = None,
         tie: str = "tensor",
         start: float = 0.0,
         log: Log | None = None,
@@ -107,26 +110,29 @@ class ZeroOrderRefiner:
         scales = logged_scales(trajectory, chosen) if trajectory else None
         drawn = {"seed": seed, "noise": noise, "scales": scales, "subset": subset}
         self.masters: Moves = (
-            Masters(chosen, **drawn)
-            if directions is None
-            else Span(chosen, directions, sigma=sigma, tie=tie, start=start, **drawn)
+            Masters(chosen, **drawn) if directions is None else Span(chosen, directions, tie=tie, start=start, **drawn)
         )
+        deployed = deployment is not None and deployment.happens
+        self.moves: Moves | Deployed = Deployed(self.masters, deployment) if deployment and deployed else self.masters
         self.model, self.loss_fn = model.eval(), loss_fn
-        self.prefix = PrefixReuse(model, chosen, "off" if directions is not None else prefix)
+        self.prefix = PrefixReuse(model, chosen, "off" if deployed or directions is not None else prefix)
         self.mu, self.lr, self.queries, self.normalize, self.clean = mu, lr, queries, normalize, clean
         self.log, self.steps, self.over_ranks = log, 0, over_ranks
         self.losses: list[float] = []  # of every step, those of a resumed log included
+        self.seen: list[float] = []  # the rms of its projected gradients, likewise
         self.trajectory: Trajectory | None = None
         if trajectory:
             rate = repr(lr) if callable(lr) else lr
             settings = {"mu": mu, "lr": rate, "queries": queries, "normalize": normalize}
-            own = {"sigma": sigma} if directions is not None else {"layers": _named(layers, chosen)}
+            own: dict[str, Any] = {"sigma": deployment.sigma} if deployment and deployed else {}
+            own |= {"layers": _named(layers, chosen)} if directions is None else {}
             self._resume(trajectory, base, settings | own | {"context": dict(context or {})})
 
     def _resume(self, path: Path, base: str, settings: dict[str, Any]) -> None:
         """Open the log, which names its settings, and repeat what it holds."""
         self.trajectory = Trajectory.open(path, base, self.masters, settings)
         self.steps, self.losses = self.trajectory.replay_into(self.masters), list(self.trajectory.losses)
+        self.seen = list(self.trajectory.seen)
 
     def step(self, *batches: Any) -> Estimate:
         """One update on one batch, or on several micro-batches under the same perturbations.
@@ -134,7 +140,7 @@ class ZeroOrderRefiner:
         Raises `FloatingPointError` on a loss that is not finite; the weights are then what they were.
         """
         found = self._estimate(batches)  # leaves the last perturbation in place, for `apply` writes anew
-        self.apply(self.coefficients(found), found.loss)
+        self.apply(self.coefficients(found), found.loss, found.rms)
         return found
 
     def estimate(self, *batches: Any) -> Estimate:
@@ -142,29 +148,47 @@ class ZeroOrderRefiner:
         try:
             return self._estimate(batches)
         finally:
-            self.masters.restore()
+            self.moves.restore()
 
     def coefficients(self, found: Estimate) -> list[float]:
-        """−lr · g_i / queries, divided by the rms of the g_i if `normalize` says so: what a step applies."""
-        scale = found.rms if self.normalize == "rms" else 1.0
+        """−lr · g_i / queries, divided by an rms of the g_i if `normalize` says so: what a step applies."""
+        scales = {"none": 1.0, "rms": found.rms, "running": running_rms([*self.seen, found.rms])}
+        scale = scales[self.normalize]
         rate = self.lr(self.steps) if callable(self.lr) else self.lr
         return [-rate * g / (scale * self.queries) if scale > 0 else 0.0 for g in found.projected_gradients]
 
-    def apply(self, coefficients: list[float], loss: float | None = None) -> None:
-        """θ ← θ + Σ_i coefficient_i · s∘z_i over the queries of this step, which then is over."""
-        self.masters.move(coefficients, step=self.steps)
-        for log in (self.trajectory.append if self.trajectory else None, self.log):
-            if log:
-                log(coefficients, loss)
+    def apply(self, coefficients: list[float], loss: float | None = None, rms: float = 0.0) -> None:
+        """θ ← θ + Σ_i coefficient_i · s∘z_i over the queries of this step, which then is over. `rms` is that of its
+        projected gradients, where the steps after it are normalized by them."""
+        self.moves.move(coefficients, step=self.steps)
+        if self.trajectory:
+            self.trajectory.append(coefficients, loss, rms if self.normalize == "running" else None)
+        if self.log:
+            self.log(coefficients, loss)
         self.steps += 1
         self.losses += [] if loss is None else [loss]
+        self.seen.append(rms)
+
+    @torch.inference_mode()
+    def curvature(self, *batches: Any) -> Curvature:
+        """What the queries of the next step tell of slope and curvature at the weights as they are, which stay so:
+        three evaluations a query, L₀ under the same deployment as L₊ and L₋. Raises as `step`."""
+        asked = [(query, side * self.mu) for query in range(self.queries) for side in (1, 0, -1)]
+        try:
+            losses = self._of(asked, batches)
+        finally:
+            self.moves.restore()
+        triples = [losses[at : at + 3] for at in range(0, len(losses), 3)]
+        return Curvature(
+            [(up - down) / (2 * self.mu) for up, _, down in triples],
+            [(up + down - 2 * middle) / self.mu**2 for up, middle, down in triples],
+        )
 
     @torch.inference_mode()
     def _estimate(self, batches: tuple[Any, ...]) -> Estimate:
-        clean, losses = self._evaluated(batches)
-        if not all(map(math.isfinite, [*clean, *losses])):
-            self.masters.restore()
-            raise FloatingPointError(f"the loss is not finite at step {self.steps}; lower mu or lr")
+        sides = [(query, sign * self.mu) for query in range(self.queries) for sign in (+1, -1)]
+        found = self._of([*[None] * self.clean, *sides], batches)
+        clean, losses = found[: self.clean], found[self.clean :]
         pairs = list(zip(losses[::2], losses[1::2], strict=True))
         return Estimate(
             loss=sum(losses) / len(losses),
@@ -173,28 +197,29 @@ class ZeroOrderRefiner:
             masks=self.masters.draws.subsets(range(self.queries), step=self.steps),
         )
 
-    def _evaluated(self, batches: tuple[Any, ...]) -> tuple[list[float], list[float]]:
-        """L₀, where it is asked for, and L₊ and L₋ of every query; the last perturbation is left in place."""
-        sides = [(query, sign * self.mu) for query in range(self.queries) for sign in (+1, -1)]
-        asked: list[tuple[int, float] | None] = [*[None] * self.clean, *sides]
+    def _of(self, asked: Sequence[tuple[int, float] | None], batches: tuple[Any, ...]) -> list[float]:
+        """The loss at each of these sides of queries; the last one's perturbation is left in place."""
         rank, size = ranks() if self.over_ranks == "queries" else (0, 1)
         sums = torch.zeros(0, 2, dtype=torch.float64, device=next(self.model.parameters()).device)
         try:
             if mine := asked[rank::size]:
                 sums = torch.stack([self._at(side, batches) for side in mine])
         except BaseException:
-            self.masters.restore()
+            self.moves.restore()
             raise
         finally:
             self.prefix.forget()
         totals = summed_over_ranks(sums) if self.over_ranks == "rows" else dealt_back(sums, len(asked))
         found = [loss / count for loss, count in totals.tolist()]  # the step's one wait
-        return found[: self.clean], found[self.clean :]
+        if not all(map(math.isfinite, found)):
+            self.moves.restore()
+            raise FloatingPointError(f"the loss is not finite at step {self.steps}; lower mu or lr")
+        return found
 
     def _at(self, side: tuple[int, float] | None, batches: tuple[Any, ...]) -> Tensor:
         """[sum, count] at one side of a query, or as the weights are."""
         if side:
-            self.masters.write(side[1], step=self.steps, query=side[0])
+            self.moves.write(side[1], step=self.steps, query=side[0])
         return self._sum(batches)
 
     def _sum(self, batches: tuple[Any, ...]) -> Tensor:
@@ -212,17 +237,6 @@ class ZeroOrderRefiner:
     def drift(self) -> int:
         """How many refined weights are not the rounded masters: 0 between steps."""
         return self.masters.drift()
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """A rate that falls from `lr` at step 0 to 0 at `steps`, along half a cosine."""
-
-    lr: float
-    steps: int
-
-    def __call__(self, step: int) -> float:
-        return self.lr * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
 
 
 def _chosen(

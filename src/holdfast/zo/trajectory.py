@@ -41,6 +41,7 @@ class Trajectory:
     header: dict[str, Any]
     steps: list[list[float]] = field(default_factory=list)  # coefficients of each step's queries
     losses: list[float] = field(default_factory=list)  # one a step; none of a walk that evaluates nothing
+    seen: list[float] = field(default_factory=list)  # the rms of its projected gradients, where later steps need it
     sealed: str | None = None
     chain: str = ""
 
@@ -92,6 +93,7 @@ class Trajectory:
         elif "step" in record and record["step"] == len(self.steps) and self.sealed is None:
             self.steps.append([float.fromhex(c) for c in record["coefficients"]])
             self.losses += [record["loss"]] if "loss" in record else []
+            self.seen += [float.fromhex(record["rms"])] if "rms" in record else []
         elif "sealed" in record and record["steps"] == len(self.steps):
             self.sealed = record["sealed"]
         else:
@@ -106,13 +108,15 @@ class Trajectory:
             log.write(json.dumps(record | {"chain": self.chain}, sort_keys=True) + "\n")
             log.flush()
 
-    def append(self, coefficients: list[float], loss: float | None = None) -> None:
+    def append(self, coefficients: list[float], loss: float | None = None, rms: float | None = None) -> None:
         if self.sealed is not None:
             raise TrajectoryError(f"{self.path}: is sealed after step {len(self.steps)}; a longer run needs a new log")
-        seen = {} if loss is None else {"loss": loss}
-        self._write({"step": len(self.steps), "coefficients": [c.hex() for c in coefficients]} | seen)
+        told: dict[str, Any] = {"loss": loss} if loss is not None else {}
+        told |= {"rms": rms.hex()} if rms is not None else {}
+        self._write({"step": len(self.steps), "coefficients": [c.hex() for c in coefficients]} | told)
         self.steps.append(coefficients)
-        self.losses += seen.values()
+        self.losses += [] if loss is None else [loss]
+        self.seen += [] if rms is None else [rms]
 
     def seal(self, masters: Moves) -> None:
         """Close the log, unless it is closed already."""
@@ -186,7 +190,7 @@ def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = Non
     try:
         directions = read_directions(log.path) if kept else _of_origin(log, model, origin, scales)
         start = float.fromhex(header.get("start", "0"))
-        masters = Span(tensors, directions, sigma=0.0, tie=header["tie"], start=start, **drawn)
+        masters = Span(tensors, directions, tie=header["tie"], start=start, **drawn)
     except KeyError as error:
         raise TrajectoryError(f"{log.path}: {DIRECTIONS} has none of {error}") from None
     if masters.header()["directions"] != header["directions"]:

@@ -1,0 +1,63 @@
+"""How far a zeroth-order step goes: schedules, normalization by what was seen before, and what curvature allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DECAY = 0.9  # of a step's weight in the running mean, for every step that came after it
+SURE = 1.96  # standard errors
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A rate that falls from `lr` at step 0 to 0 at `steps`, along half a cosine."""
+
+    lr: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        return self.lr * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
+
+
+def running_rms(values: Sequence[float]) -> float:
+    """The root of the mean square, later values weighing more."""
+    weights = [DECAY**age for age in range(len(values))]
+    total = sum(weight * value * value for weight, value in zip(weights, reversed(values), strict=True))
+    return math.sqrt(total / sum(weights))
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What queries at one point tell of the loss along random directions z of radius `mu`: their projected gradients
+    g_i, and of each L₊ + L₋ − 2L₀ over μ², whose mean is tr H, the sum of the curvatures along all coordinates."""
+
+    projected_gradients: Sequence[float]
+    curvatures: Sequence[float]
+
+    @property
+    def slope(self) -> float:
+        """The rms of the g_i: of many coordinates about the length of the gradient."""
+        return math.sqrt(sum(g * g for g in self.projected_gradients) / len(self.projected_gradients))
+
+    @property
+    def trace(self) -> float:
+        return sum(self.curvatures) / len(self.curvatures)
+
+    @property
+    def convex(self) -> bool:
+        """Whether tr H is above 0 by more than chance."""
+        n = len(self.curvatures)
+        spread = math.sqrt(sum((c - self.trace) ** 2 for c in self.curvatures) / max(1, n - 1) / n)
+        return n > 1 and self.trace > SURE * spread
+
+    def rate(self, queries: int, normalized: bool) -> float:
+        """The learning rate that lowers a quadratic loss most in a step of so many queries: −lr · mean_i g_i z_i
+        changes it by −lr·|∇L|² + lr²·|∇L|²·tr H / 2q on average, for many coordinates; lr = q / tr H makes that least.
+        Of `normalized` steps, which are divided by the rms of the g_i, it is that times as much."""
+        return queries * (self.slope if normalized else 1.0) / self.trace
+
+    def gain(self, queries: int) -> float:
+        """How much such a step is expected to lower the loss: q·|∇L|² / 2 tr H."""
+        return queries * self.slope**2 / (2 * self.trace)
