@@ -34,11 +34,15 @@ LABELS = ("harmful", "benign")
 
 
 def prompts(run: Path, count: int) -> pd.DataFrame:
-    """So many training prompts of each label that no refinement of this run has seen."""
+    """So many prompts of each label that no refinement of this run has seen, from where refinement takes its own."""
     every = pd.read_parquet(run.parents[1] / "data/prompts.parquet")
     seen = set(pd.read_parquet(run / "elicit/s0/own.parquet")["id"])
-    left = every[(every["split"] == "train") & ~every["id"].isin(seen)]
-    return pd.concat([left[left["label"] == label].sample(count, random_state=0) for label in LABELS])
+    parts = []
+    for label in LABELS:
+        mine = every[every["label"] == label]
+        own = mine[mine["split"] == ("refine" if (mine["split"] == "refine").any() else "train")]
+        parts.append(own[~own["id"].isin(seen)].sample(count, random_state=0))
+    return pd.concat(parts)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -85,6 +86,7 @@ VALUES = st.recursive(
 )
 CHATS = st.lists(st.dictionaries(st.sampled_from(["role", "content", "x"]), ODD | VALUES, max_size=3), max_size=4)
 OPENINGS = composed(["study=smoke"]).openings.model_dump()
+LOCAL = composed(["study=harden", "model=own", "data=local", "data.dir=.", "source=[harmful]"]).data.model_dump()
 
 
 @FUZZED
@@ -100,10 +102,9 @@ OPENINGS = composed(["study=smoke"]).openings.model_dump()
 def test_rows_of_any_values(tmp_path_factory, rows, columns):
     folder = tmp_path_factory.mktemp("rows")
     (folder / "rows.json").write_text(json.dumps(rows))
-    source = f"data.sources.harmful.columns={json.dumps({'prompt': 'prompt', **columns})}".replace('"', "")
-    cfg = composed(["study=harden", "model=own", "data=local", f"data.dir={folder}", "source=[harmful]", source])
-    data = cfg.data.model_dump()
+    data = copy.deepcopy(LOCAL) | {"dir": str(folder)}
     data["sources"]["harmful"]["file"] = "rows.json"
+    data["sources"]["harmful"]["columns"] |= {"prompt": "prompt", **columns}
     try:
         build(data, OPENINGS)
     except UserError as error:
