@@ -351,7 +351,7 @@ def test_a_loss_is_asked_at_rounded_weights_and_moves_the_others(task, llama, ki
 
 def test_rows_that_are_no_whole_blocks_are_refused(tokenizer, task, llama, monkeypatch):
     monkeypatch.setattr("holdfast.methods.task.BLOCK", 48)
-    with pytest.raises(UserError, match=r"method.rounding=q4_0: \S+ has 64 inputs, not a multiple of its blocks of 48"):
+    with pytest.raises(UserError, match=r"method.rounding=q4_0: \S+ has 64 inputs, not a multiple of its blocks"):
         method("zeroth_order", rounding="q4_0").refine(task())
 
 

@@ -114,7 +114,8 @@ def test_eight_billion_parameters_fit_on_one_gpu_and_not_on_the_other(tmp_path):
     assert rows["align", "sft"].split()[5:7] == ["NO", "NO"]  # 16 bytes a weight of 8 B
     lora = "LoRA of rank 16 in the place of full fine-tuning"
     assert f"align sft: 161.0 GiB do not fit on 141 GiB; would fit: {lora}" in ended.stdout
-    assert "fo_refine: 134.1 GiB do not fit on 141 GiB; would fit: refine.batch_size=8" in ended.stdout
+    top = "method.select.rule=top_k method.select.k=8"
+    assert f"fo_refine: 132.7 GiB do not fit on 80 GiB; would fit: {top}" in ended.stdout
 
 
 def test_a_remedy_fits_and_what_is_proposed_next_takes_less(llama_8b):
@@ -236,7 +237,8 @@ def test_forwards_and_sequences_are_those_that_stages_report(tmp_path):
 def test_lengths_come_from_the_data_set_once_it_is_made(tmp_path, tokenizer):
     import pandas as pd
 
-    cfg = composed(["study=paper", f"results={tmp_path}", "plan.prompt_tokens=99"])
+    given = ("study=paper", f"results={tmp_path}", "plan.prompt_tokens=99", "elicit.max_new_tokens=50")
+    cfg = composed([*given, "elicit.prompts=0"])
     assert Texts(cfg).padded("nll", 4, 10_000).tokens == pytest.approx(99 + 256, abs=1)
     folder = tmp_path / "paper" / "data"
     folder.mkdir(parents=True)
@@ -244,6 +246,9 @@ def test_lengths_come_from_the_data_set_once_it_is_made(tmp_path, tokenizer):
     pd.DataFrame(rows, columns=["split", "label", "prompt", "response"]).to_parquet(folder / "prompts.parquet")
     assert Texts(cfg).padded("nll", 4, 4).tokens == 10 + 8 + 20 + 1
     assert Texts(cfg).packed("nll", 4, 4) == Sizes(4, 10 + 8 + 20, 20 + 1)  # nothing follows the last token
+    own = Texts(composed([*given, "elicit.prompts=7"]))  # answers of the model's own, which end where they are cut
+    assert own.packed("nll", 4, 4) == Sizes(4, 10 + 8 + 50 - 1, 50)
+    assert len(own.taught) == 2
     openings = Texts(cfg).loss
     assert Texts(cfg).packed("margin", 4, 4).tokens == 10 + 8 + sum(openings) - len(openings)
 
@@ -265,6 +270,8 @@ def test_a_split_without_rows_takes_nothing_and_waiting_prompts_take_their_answe
     texts = Texts(composed(["study=smoke", *own]))
     assert set(texts.waiting("train", 4).responses) == {9.0}
     assert len(texts.evaluated("tune", "harmful")) == 0
+    template = tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)
+    assert texts.template == len(template["input_ids"]) > 0
 
 
 def test_throughput_is_measured_where_none_is_stated():

@@ -165,7 +165,8 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     before alignment. Which layers a probe will choose is not known: what lies below them is as if they were drawn."""
     s, queries = case.shape, settings.queries
     size = getattr(settings, "batch_size", case.cfg.refine.batch_size)  # a method's is the common one
-    usual, worst = (case.texts.packed(loss, size, draws) for draws in (size, size * steps))
+    rows = case.texts.train if isinstance(settings, ZerothOrderAlignment) else case.texts.taught
+    usual, worst = (case.texts.packed(loss, size, draws, rows) for draws in (size, size * steps))
     depth = len(s.layers)
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
     reused = memory.states(s, worst) if moved.layers < depth else 0

@@ -25,7 +25,7 @@ from holdfast.settings.paths import Layout
 
 Lengths = NDArray[np.float64]
 CHARACTERS = 4  # in a token of English, where no tokenizer is at hand
-TEMPLATE = 8  # tokens of a chat template, likewise
+TEMPLATE = 8  # tokens of a chat template, where none is at hand
 STATED_ROWS = 1000  # of a training split that is not made yet
 
 
@@ -57,7 +57,7 @@ class Texts:
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
-        self.tokens, counted, self.vocabulary = _counter(cfg)
+        self.tokens, self.template, counted, self.vocabulary = _counter(cfg)
         self.frame, made = _frame(cfg)
         self.made, p = self.frame is not None, cfg.plan
         stated = f"prompts of up to {p.prompt_tokens} tokens and responses of up to {p.response_tokens}, as stated"
@@ -67,6 +67,16 @@ class Texts:
     def train(self) -> Rows:
         labels = [self._rows("train", label, None, STATED_ROWS) for label in ("harmful", "benign")]
         return labels[0] + labels[1]
+
+    @cached_property
+    def taught(self) -> Rows:
+        """What probe and refinement read: of a model that is asked for its own answers these, which mostly end where
+        they are cut."""
+        e = self.cfg.elicit
+        if e.prompts == 0:
+            return self.train
+        asked = self.trained("harmful", e.prompts) + self.trained("benign", e.prompts)
+        return Rows(asked.prompts, np.full(len(asked), float(e.max_new_tokens)))
 
     @cached_property
     def loss(self) -> list[int]:
@@ -103,10 +113,11 @@ class Texts:
         rows, opening = self.train, max(self.loss)
         return rows.batch(size, copies, np.maximum(rows.responses, opening) if copies > 1 else rows.responses, draws)
 
-    def packed(self, loss: str, size: int, draws: int) -> Sizes:
-        """The longest of the batches of ours that `draws` rows fill: every prompt once, and each text after it but for
-        its last token; logits where a prompt ends and after all of a text."""
-        prompts, responses = self.train.prompts, self.train.responses
+    def packed(self, loss: str, size: int, draws: int, rows: Rows | None = None) -> Sizes:
+        """The longest of the batches of ours that `draws` rows fill, by default of those that are taught: every prompt
+        once, and each text after it but for its last token; logits where a prompt ends and after all of a text."""
+        rows = rows or self.taught
+        prompts, responses = rows.prompts, rows.responses
         fed: Lengths = {
             "response": responses - 1,
             "pair": responses - 1 + np.maximum(responses, max(self.loss)) - 1,
@@ -134,7 +145,7 @@ class Texts:
         prompts, responses = (np.array(self.tokens(found[part].tolist())) for part in ("prompt", "response"))
         if self.cfg.data.self_answered and label == "benign":  # some wait for the model's own
             responses[(found["response"] == "").to_numpy()] = self.cfg.answer.max_new_tokens - 1
-        return Rows(prompts + TEMPLATE, responses + 1)
+        return Rows(prompts + self.template, responses + 1)
 
     def _openings(self, sides: Any) -> list[int]:
         return [round(found) for found in self.tokens([*sides.refusal, *sides.compliance])]
@@ -150,14 +161,15 @@ def _frame(cfg: Config) -> tuple[pd.DataFrame | None, str]:
     return None, ""
 
 
-def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, int]:
-    """Tokens of texts, by the model's own tokenizer if a folder has it; the words that say so; and its vocabulary."""
+def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], int, str, int]:
+    """Tokens of texts, by the model's own tokenizer if a folder has it, and of its chat template; the words that say
+    so; and its vocabulary."""
     from transformers import AutoTokenizer
 
     place = local(cfg.model.source) or str(Layout.of(cfg).data / "tokenizer")
     if not Path(place).is_dir():
         known = f"{CHARACTERS} characters a token"
-        return lambda texts: [max(1.0, len(t) / CHARACTERS) for t in texts], known, cfg.data.vocabulary
+        return lambda texts: [max(1.0, len(t) / CHARACTERS) for t in texts], TEMPLATE, known, cfg.data.vocabulary
     if cfg.model.source:
         check(place, Path(place))
     try:
@@ -170,4 +182,18 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], str, 
             return []
         return [float(len(ids)) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    return tokens, f"by the tokenizer of {place}", len(tokenizer)
+    return tokens, _template(tokenizer), f"by the tokenizer of {place}", len(tokenizer)
+
+
+def _template(tokenizer: Any) -> int:
+    """Tokens that a chat template puts around a prompt."""
+    try:
+        return len(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": ""}], add_generation_prompt=True, return_dict=False
+            )
+        )
+    except (
+        Exception
+    ):  # it has none, or one that takes no empty prompt: jinja and transformers each raise their own kinds
+        return TEMPLATE
