@@ -27,6 +27,14 @@ def test_the_readme_quotes_the_real_model_as_it_was_measured():
     assert len(quoted) >= 4
     assert not [cell for cell in quoted if cell and cell not in table]
     assert not [cell for cell in re.findall(r"\[-[^\]]+\]", readme) if cell not in table]
+    rows = [line for line in readme.splitlines() if re.search(r"\| .*\d\.\d", line)]
+    assert len(rows) == 4
+    for row in rows:  # of a method each, as its row of the main table has them
+        name = next(iter(re.findall(r"`(\w+)`", row)), "aligned")
+        main = pages[1].read_text(encoding="utf-8").replace("**", "")
+        shown = next(line for line in main.splitlines() if re.match(rf"\|[^|]*\| {name} ", line))
+        cells = [cell.strip().replace(", Δ", " Δ") for cell in row.split("|")[2:-1]]
+        assert not [cell for cell in cells if cell not in shown]
 
 
 def test_the_real_models_records_make_its_tables(tmp_path):
