@@ -105,6 +105,8 @@ def test_a_resumed_run_takes_its_scales_from_the_log(llama, losses, batches, tmp
     resumed = refiner(base)
     assert resumed.steps == 1
     assert resumed.masters.draws.scales == begun.masters.draws.scales
+    if kind != "weights":  # the noise that its losses are asked under too
+        assert resumed.moves.noise.scales == begun.moves.noise.scales
     assert same(base, llama)
 
 

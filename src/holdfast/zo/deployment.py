@@ -43,7 +43,8 @@ class Deployed:
         self.away = False  # whether those that stay are displaced
         if deployment.happens:
             self.kept = {k: p.detach().clone() for k, p in deployment.matrices.items() if k not in moves.tensors}
-            self.noise = Draws(deployment.matrices, seed=moves.draws.seed, noise=moves.draws.noise)
+            known = {k: s for k, s in moves.draws.scales.items() if k in deployment.matrices}
+            self.noise = Draws(deployment.matrices, seed=moves.draws.seed, noise=moves.draws.noise, scales=known)
 
     def write(self, radius: float, *, step: int, query: int, sign: int = 1) -> None:
         """Forward weights := what the moves write for this radius, deployed; `sign` is that of the noise."""

@@ -52,9 +52,10 @@ class Draws:
     query perturbs and moves some groups only (see `subsets`).
 
     A tensor's stream of noise is named by a hash of its name, so that it depends on no selection of layers, order or
-    shard. `scales` gives s where it is already known (a replay repeats no reduction, whose last bit depends on the
-    number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a whole: of scale
-    zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another (DTensor).
+    shard. `scales` gives s of those of which it is already known (a replay repeats no reduction, whose last bit
+    depends on the number of threads). Raises `PerturbationError` for a tensor that relative noise cannot move as a
+    whole: of scale zero, as LoRA's B is at its start, not finite, without values (meta), or a shard of another
+    (DTensor).
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Draws:
         self.dtypes = {name: str(p.dtype).removeprefix("torch.") for name, p in tensors.items()}
         for name, parameter in tensors.items():
             _check(name, parameter)
-        self.scales = _scales(tensors) if scales is None else dict(scales)
+        known = dict(scales or {})
+        found = known | _scales({name: p for name, p in tensors.items() if name not in known})
+        self.scales = {name: found[name] for name in tensors}
         for name in tensors:
             if not 0 < self.scales[name] < math.inf:
                 what = "all its weights are zero" if self.scales[name] == 0 else "it holds a NaN or an infinity"
