@@ -21,11 +21,12 @@ import torch
 
 from holdfast.methods.batches import Batches
 from holdfast.methods.losses import nll
-from holdfast.models.load import load
+from holdfast.models.load import load, prompts_of
 from holdfast.runtime.memory import Parts
 from holdfast.settings.compose import composed
+from holdfast.settings.paths import Layout
 from holdfast.stages.answer import answered
-from holdfast.stages.elicit import own_answers
+from holdfast.stages.elicit import own_answers, split_of
 from holdfast.zo import decoder_layers, weight_groups
 from holdfast.zo.perturb import Masters
 
@@ -35,14 +36,10 @@ LABELS = ("harmful", "benign")
 
 def prompts(run: Path, count: int) -> pd.DataFrame:
     """So many prompts of each label that no refinement of this run has seen, from where refinement takes its own."""
-    every = pd.read_parquet(run.parents[1] / "data/prompts.parquet")
+    layout = Layout(str(run.parents[2]), run.parents[1].name)
     seen = set(pd.read_parquet(run / "elicit/s0/own.parquet")["id"])
-    parts = []
-    for label in LABELS:
-        mine = every[every["label"] == label]
-        own = mine[mine["split"] == ("refine" if (mine["split"] == "refine").any() else "train")]
-        parts.append(own[~own["id"].isin(seen)].sample(count, random_state=0))
-    return pd.concat(parts)
+    found = [prompts_of(layout, split_of(layout, label), label) for label in LABELS]
+    return pd.concat([mine[~mine["id"].isin(seen)].sample(count, random_state=0) for mine in found])
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ class Descent:
 
     def __init__(self, task: Task, lr: float, deployment: Deployment | None = None) -> None:
         self.masters = Masters(task.tensors(), seed=task.seed)
-        self.deployed = Deployed(self.masters, deployment or task.deployment(0.0, None))
+        self.deployed = Deployed(self.masters, deployment or Deployment({}))
         self.task, self.lr, self.weights = task, lr, list(self.masters.tensors.values())
         self.moved = [nn.Parameter(value) for value in self.masters.values.values()]  # the same memory
 

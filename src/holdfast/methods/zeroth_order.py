@@ -32,10 +32,14 @@ class TwoPoint(Deploys):
     )
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="of lr, over the steps")
 
+    @property
+    def measuring(self) -> int:
+        """Forwards that are spent before the first step."""
+        return 3 * self.queries * MEASURED if self.lr is None else 0
+
     def count(self, task: Task) -> int:
-        """Steps that the budget allows, what is measured first aside."""
-        measured = 3 * self.queries * MEASURED if self.lr is None else 0
-        return max(1, (task.budget - measured) // (2 * self.queries))
+        """Steps that the rest of the budget allows."""
+        return max(1, (task.budget - self.measuring) // (2 * self.queries))
 
     def steps(self, task: Task, **moved: Any) -> Outcome:
         """All steps of a refiner that moves what `moved` says, and that continues the log of an interrupted run."""
@@ -77,7 +81,7 @@ class TwoPoint(Deploys):
             first = report.projected_gradients[0]
             task.log({"loss": report.loss, "projected_gradient": first, "projected_gradient_rms": report.rms})
         refiner.finish()
-        return Outcome(refiner.losses, 2 * self.queries * count + 3 * self.queries * MEASURED * bool(told), dict(told))
+        return Outcome(refiner.losses, self.measuring + 2 * self.queries * count, dict(told))
 
     def measured(self, task: Task, refiner: ZeroOrderRefiner) -> dict[str, float]:
         """The learning rate that slope and curvature allow, and what a step is to gain by it, printed. Raises
@@ -85,7 +89,8 @@ class TwoPoint(Deploys):
         from holdfast.zo import Curvature
 
         stream, found = task.batches.stream(task.batch_size, task.seed + 1), list[Curvature]()
-        for refiner.steps in range(MEASURED):  # each with directions of its own
+        for step in range(MEASURED):
+            refiner.steps = step  # which names the directions
             found.append(task.parts.whole([next(stream)], refiner.curvature))
         seen = Curvature(
             [g for one in found for g in one.projected_gradients], [c for one in found for c in one.curvatures]

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from holdfast.datasets.rows import COLUMNS
 from holdfast.datasets.sampling import capped
+from holdfast.datasets.tokens import prompt_ids
 from holdfast.errors import UserError, first_line
 from holdfast.methods import LOSSES
 from holdfast.methods.losses import reads
@@ -188,12 +190,6 @@ def _counter(cfg: Config) -> tuple[Callable[[Sequence[str]], list[float]], int, 
 def _template(tokenizer: Any) -> int:
     """Tokens that a chat template puts around a prompt."""
     try:
-        return len(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": ""}], add_generation_prompt=True, return_dict=False
-            )
-        )
-    except (
-        Exception
-    ):  # it has none, or one that takes no empty prompt: jinja and transformers each raise their own kinds
+        return len(prompt_ids(tokenizer, ""))
+    except (UserError, TemplateError):  # it has none, or it takes no empty prompt
         return TEMPLATE

@@ -52,7 +52,7 @@ def run(run: Run) -> None:
     model, tokenizer = models.load(run.layout.align(*run.names[:2], run.seed) / "model", run.cfg.model)
     settings, said = run.cfg.elicit, []
     for label in ("harmful", "benign"):
-        asked = capped(models.prompts_of(run.layout, split_of(run, label), label), settings.prompts, run.seed)
+        asked = capped(models.prompts_of(run.layout, split_of(run.layout, label), label), settings.prompts, run.seed)
         parts = Parts("elicit.batch_size", settings.batch_size)
         said.append(answered(model, tokenizer, asked, settings.max_new_tokens, parts))
     found = own_answers(said)
@@ -129,9 +129,9 @@ def own_answers(parts: list[Any]) -> Any:
     return found.assign(verdict=verdicts, own=[v == w for v, w in zip(verdicts, wanted, strict=True)])
 
 
-def split_of(run: Run, label: str) -> str:
+def split_of(layout: Layout, label: str) -> str:
     """What refinement learns a label from: `refine`, which alignment never saw, or `train` where that has none."""
-    return "train" if models.prompts_of(run.layout, "refine", label).empty else "refine"
+    return "train" if models.prompts_of(layout, "refine", label).empty else "refine"
 
 
 def taught(run: Run) -> Any:
@@ -140,7 +140,7 @@ def taught(run: Run) -> Any:
     of its own: they lie where alignment ends."""
     import pandas as pd
 
-    rows = pd.concat([rows_of(run, split_of(run, label), label) for label in LABELS], ignore_index=True)
+    rows = pd.concat([rows_of(run, split_of(run.layout, label), label) for label in LABELS], ignore_index=True)
     if run.cfg.elicit.prompts == 0:
         return rows
     found = pd.read_parquet(run.layout.elicit(*run.names[:2], run.seed) / "own.parquet")

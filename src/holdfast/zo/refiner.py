@@ -22,7 +22,7 @@ from holdfast.zo.layers import weight_groups
 from holdfast.zo.parallel import dealt_back, ranks, summed_over_ranks
 from holdfast.zo.perturb import Masters, Moves, total
 from holdfast.zo.prefix import PrefixReuse
-from holdfast.zo.step_size import Curvature, running_rms
+from holdfast.zo.step_size import Curvature, rms, running_rms
 from holdfast.zo.trajectory import Trajectory, logged_scales
 
 Rate = float | Callable[[int], float]
@@ -44,7 +44,7 @@ class Estimate:
     @property
     def rms(self) -> float:
         """Of the projected gradients."""
-        return math.sqrt(sum(g * g for g in self.projected_gradients) / len(self.projected_gradients))
+        return rms(self.projected_gradients)
 
 
 class ZeroOrderRefiner:
@@ -112,19 +112,19 @@ class ZeroOrderRefiner:
         self.masters: Moves = (
             Masters(chosen, **drawn) if directions is None else Span(chosen, directions, tie=tie, start=start, **drawn)
         )
-        deployed = deployment is not None and deployment.happens
-        self.moves: Moves | Deployed = Deployed(self.masters, deployment) if deployment and deployed else self.masters
+        deployment = deployment if deployment and deployment.happens else None
+        self.moves: Moves | Deployed = Deployed(self.masters, deployment) if deployment else self.masters
         self.model, self.loss_fn = model.eval(), loss_fn
-        self.prefix = PrefixReuse(model, chosen, "off" if deployed or directions is not None else prefix)
+        self.prefix = PrefixReuse(model, chosen, "off" if deployment or directions is not None else prefix)
         self.mu, self.lr, self.queries, self.normalize, self.clean = mu, lr, queries, normalize, clean
         self.log, self.steps, self.over_ranks = log, 0, over_ranks
         self.losses: list[float] = []  # of every step, those of a resumed log included
-        self.seen: list[float] = []  # the rms of its projected gradients, likewise
+        self.seen: list[float] = []  # the rms of its projected gradients, likewise, where later steps need it
         self.trajectory: Trajectory | None = None
         if trajectory:
             rate = repr(lr) if callable(lr) else lr
             settings = {"mu": mu, "lr": rate, "queries": queries, "normalize": normalize}
-            own: dict[str, Any] = {"sigma": deployment.sigma} if deployment and deployed else {}
+            own: dict[str, Any] = {"sigma": deployment.sigma} if deployment else {}
             own |= {"layers": _named(layers, chosen)} if directions is None else {}
             self._resume(trajectory, base, settings | own | {"context": dict(context or {})})
 
@@ -140,7 +140,7 @@ class ZeroOrderRefiner:
         Raises `FloatingPointError` on a loss that is not finite; the weights are then what they were.
         """
         found = self._estimate(batches)  # leaves the last perturbation in place, for `apply` writes anew
-        self.apply(self.coefficients(found), found.loss, found.rms)
+        self.apply(self.coefficients(found), found.loss, found.rms if self.normalize == "running" else None)
         return found
 
     def estimate(self, *batches: Any) -> Estimate:
@@ -152,22 +152,23 @@ class ZeroOrderRefiner:
 
     def coefficients(self, found: Estimate) -> list[float]:
         """−lr · g_i / queries, divided by an rms of the g_i if `normalize` says so: what a step applies."""
-        scales = {"none": 1.0, "rms": found.rms, "running": running_rms([*self.seen, found.rms])}
-        scale = scales[self.normalize]
+        scale = found.rms if self.normalize == "rms" else 1.0
+        if self.normalize == "running":
+            scale = running_rms([*self.seen, found.rms])
         rate = self.lr(self.steps) if callable(self.lr) else self.lr
         return [-rate * g / (scale * self.queries) if scale > 0 else 0.0 for g in found.projected_gradients]
 
-    def apply(self, coefficients: list[float], loss: float | None = None, rms: float = 0.0) -> None:
-        """θ ← θ + Σ_i coefficient_i · s∘z_i over the queries of this step, which then is over. `rms` is that of its
-        projected gradients, where the steps after it are normalized by them."""
+    def apply(self, coefficients: list[float], loss: float | None = None, seen: float | None = None) -> None:
+        """θ ← θ + Σ_i coefficient_i · s∘z_i over the queries of this step, which then is over. `seen` is the rms of
+        its projected gradients, where later steps are normalized by it."""
         self.moves.move(coefficients, step=self.steps)
         if self.trajectory:
-            self.trajectory.append(coefficients, loss, rms if self.normalize == "running" else None)
+            self.trajectory.append(coefficients, loss, seen)
         if self.log:
             self.log(coefficients, loss)
         self.steps += 1
         self.losses += [] if loss is None else [loss]
-        self.seen.append(rms)
+        self.seen += [] if seen is None else [seen]
 
     @torch.inference_mode()
     def curvature(self, *batches: Any) -> Curvature:

@@ -21,6 +21,11 @@ class Cosine:
         return self.lr * (1 + math.cos(math.pi * min(step / self.steps, 1))) / 2
 
 
+def rms(values: Sequence[float]) -> float:
+    """The root of the mean square."""
+    return math.sqrt(sum(value * value for value in values) / len(values))
+
+
 def running_rms(values: Sequence[float]) -> float:
     """The root of the mean square, later values weighing more."""
     weights = [DECAY**age for age in range(len(values))]
@@ -39,7 +44,7 @@ class Curvature:
     @property
     def slope(self) -> float:
         """The rms of the g_i: of many coordinates about the length of the gradient."""
-        return math.sqrt(sum(g * g for g in self.projected_gradients) / len(self.projected_gradients))
+        return rms(self.projected_gradients)
 
     @property
     def trace(self) -> float:
