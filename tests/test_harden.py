@@ -25,7 +25,7 @@ from holdfast.models.load import fetched, load, save
 from holdfast.models.package import package, tensors
 from holdfast.reporting import decision
 from holdfast.settings.compose import composed
-from holdfast.zo import ZeroOrderRefiner, alignment_directions, singular_directions, write_directions
+from holdfast.zo import Deployment, ZeroOrderRefiner, alignment_directions, singular_directions, write_directions
 
 QUICK = ("refine.steps=2", "refine.queries=2", "refine.batch_size=4", "claims.top_k=1")
 QUICK += ("probe.draws=1", "probe.prompts=4", "probe.batch_size=4", "perturb=[weight_noise,nf4]")
@@ -228,7 +228,7 @@ def test_a_refinement_along_the_alignment_replays_as_its_card_says(base, tmp_pat
         model,
         lambda model, rows: model(rows).logits.float().logsumexp(-1).mean(-1),
         directions=directions,
-        sigma=0.1,
+        deployment=Deployment(dict(model.named_parameters()), 0.1),
         mu=0.1,
         lr=0.1,
         trajectory=refined / "trajectory.jsonl",
