@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 
 from holdfast.perturbations import PERTURBATIONS
 from holdfast.reporting.detector import detector
-from holdfast.reporting.figures import steps_figure, style
+from holdfast.reporting.figures import dose_response_figure, steps_figure, style
 from holdfast.reporting.judges import judges
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.quantization import quantization
@@ -254,6 +255,21 @@ def test_no_two_lines_look_alike():
     looks = [tuple(map(str, style(place).values())) for place in range(25)]
     assert len(set(looks)) == 25
     assert [look[0] for look in looks].count("#000000") == 1
+    in_grey = {(style(place)["marker"], style(place).get("markerfacecolor")) for place in range(17)}
+    assert len(in_grey) == 17
+
+
+def test_names_beside_many_low_lines_do_not_overlap():
+    rows = [
+        {"model": "m", "method": f"m{k}", "perturbation": at, "family": family, "level": level, "asr": asr}
+        for k in range(9)
+        for at, family, level, asr in (("none", "clean", 0.0, 0.5), ("weight_noise", "weight noise", 0.1, 0.01 * k))
+    ]
+    table = pd.DataFrame(rows).assign(asr_low=0.0, asr_high=0.02)
+    (axis,) = dose_response_figure(table, "m0").axes
+    places = sorted(text.xyann[1] for text in axis.texts)
+    assert len(places) == 9
+    assert min(high - low for low, high in pairwise(places)) > 0.08 * (axis.get_ylim()[1] - axis.get_ylim()[0])
 
 
 def test_captions_state_what_an_interval_rests_on(made):

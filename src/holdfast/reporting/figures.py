@@ -13,8 +13,11 @@ from matplotlib.ticker import NullLocator
 
 # Okabe and Ito's colour-blind safe palette; markers and line styles carry the same difference in grey.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+ACROSS = 4  # panels beside each other: a page has no room for more
+NAME = 0.18  # inches that the name of a line takes
+End = tuple[float, str, str, str]  # of a line: where, whose, colour and weight
 RC: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "figure.dpi": 160}
 
 
@@ -23,21 +26,24 @@ def dose_response_figure(table: pd.DataFrame, reference: str) -> Figure:
     reference is black with its band; others are black too where their last point lies outside that band (all bands at
     once hide each other; the table has every interval)."""
     noises = [p for p in table["perturbation"].unique() if p.endswith("noise")]
-    models = table["model"].unique()
+    models, ends = table["model"].unique(), dict[Any, list[End]]()
+    height = max(2.9, NAME * table["method"].nunique() + 0.9)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.6 * len(noises), 2.9 * len(models)), layout="constrained")
-        axes = figure.subplots(len(models), len(noises), squeeze=False, sharey=True)
+        figure = Figure(figsize=(4.6 * len(noises), height * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), len(noises), squeeze=False, sharey="row")
         for (row, column), axis in np.ndenumerate(axes):
             mine, noise = table[table["model"] == models[row]], noises[column]
             mine = mine[((mine["family"] == "clean") | (mine["perturbation"] == noise)) & mine["asr"].notna()]
-            _doses(axis, mine.sort_values("level"), reference)
+            ends[axis] = _doses(axis, mine.sort_values("level"), reference)
             axis.set_xlabel(f"{noise.replace('_', ' ')} σ (relative to rms)")
             axis.set_title(models[row], loc="left", fontsize=9)
             axis.set_ylabel("harmful prompts\nanswered (%)" if column == 0 else "")
+        for axis, found in ends.items():  # scales are what they are when all is drawn
+            _name_ends(axis, found, NAME / (height - 0.75))
     return figure
 
 
-def _doses(axis: Any, table: pd.DataFrame, reference: str) -> None:
+def _doses(axis: Any, table: pd.DataFrame, reference: str) -> list[End]:
     own = table[table["method"] == reference]
     axis.fill_between(own["level"], 100 * own["asr_low"], 100 * own["asr_high"], color="black", alpha=0.1, linewidth=0)
     ends = []
@@ -51,24 +57,27 @@ def _doses(axis: Any, table: pd.DataFrame, reference: str) -> None:
         axis.plot(curve["level"], 100 * curve["asr"], "o-", markersize=3, **look)
         ends.append((100 * last["asr"], method, colour, "bold" if first else "normal"))
     axis.set_xlim(right=1.02 * table["level"].max())
-    _name_ends(axis, ends)
+    return ends
 
 
-def _name_ends(axis: Any, ends: list[tuple[float, str, str, str]]) -> None:
-    """The name of each line beside its end, as near as the names' own height allows, with a thin line to it."""
+def _name_ends(axis: Any, ends: list[End], share: float) -> None:
+    """The name of each line beside its end, as near as the names' own height allows, `share` of the axis, with a thin
+    line to it."""
     low, high = axis.get_ylim()
-    gap, right = 0.085 * (high - low), axis.get_xlim()[1]
+    gap, right = share * (high - low), axis.get_xlim()[1]
     ends = sorted(ends)
     places = [end for end, *_ in ends]
     for k in range(1, len(places)):
         places[k] = max(places[k], places[k - 1] + gap)
     lift = np.mean(places) - np.mean([end for end, *_ in ends]) if ends else 0.0  # half above the lines, half below
+    for k, place in enumerate(places):
+        places[k] = max(place - lift, places[k - 1] + gap if k else low)
     line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
     for (end, name, colour, weight), place in zip(ends, places, strict=True):
         axis.annotate(
             name,
             xy=(right, end),
-            xytext=(1.08, max(place - lift, low)),
+            xytext=(1.08, place),
             textcoords=("axes fraction", "data"),
             color=colour,
             weight=weight,
@@ -80,12 +89,13 @@ def _name_ends(axis: Any, ends: list[tuple[float, str, str, str]]) -> None:
 
 
 def style(place: int) -> dict[str, Any]:
-    """Of a line: black is the first one's alone; a colour that comes again has another marker and another dash."""
+    """Of a line: black is the first one's alone; where markers come again they are hollow, with another dash."""
     if place == 0:
         return {"color": COLOURS[0], "marker": MARKERS[0], "linestyle": STYLES[0]}
-    turn, colour = divmod(place - 1, len(COLOURS) - 1)
-    shape = (1 + colour + 2 * turn) % len(MARKERS)
-    return {"color": COLOURS[1 + colour], "marker": MARKERS[shape], "linestyle": STYLES[shape]}
+    turn, shape = divmod(place - 1, len(MARKERS) - 1)
+    look = {"color": COLOURS[1 + (place - 1) % (len(COLOURS) - 1)], "marker": MARKERS[1 + shape]}
+    face = {"markerfacecolor": "white"} if turn % 2 else {}
+    return look | {"linestyle": STYLES[(place + turn) % len(STYLES)]} | face
 
 
 def sensitivity_figure(rises: pd.DataFrame) -> Figure:
@@ -122,10 +132,9 @@ def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figu
     table = table[np.isfinite(table["overhead"])]
     models, families = table["model"].unique(), table["family"].unique()
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(3.4 * len(families), 3.1 * len(models) + 1), layout="constrained")
-        axes = figure.subplots(len(models), len(families), squeeze=False, sharex=True, sharey="row")
-        for (row, column), axis in np.ndenumerate(axes):
-            mine = table[(table["model"] == models[row]) & (table["family"] == families[column])]
+        figure, axes = _panels(list(models), list(families))
+        for (model, family), axis in axes.items():
+            mine = table[(table["model"] == model) & (table["family"] == family)]
             _reference(axis, mine[mine["method"] == reference])
             for place, method in enumerate((m for m in table["method"].unique() if m != reference), start=1):
                 found = mine[mine["method"] == method]
@@ -138,11 +147,28 @@ def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figu
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xlabel("overhead over alignment (%)")
-            axis.set_title(f"{models[row]}, {families[column]}", loc="left", fontsize=9)
-            axis.set_ylabel("harmful prompts answered (%)" if column == 0 else "")
-        handles = axes[0][0].get_legend_handles_labels()
+            axis.set_title(f"{model}, {family}", loc="left", fontsize=9)
+        handles = next(iter(axes.values())).get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _panels(models: list[str], families: list[str]) -> tuple[Figure, dict[tuple[str, str], Any]]:
+    """A panel for each model and family; those of a model have one scale, and begin a new row."""
+    each = -(-len(families) // ACROSS)
+    columns, rows = min(ACROSS, len(families)), each * len(models)
+    figure = Figure(figsize=(3.4 * columns, 3.1 * rows + 1), layout="constrained")
+    grid, axes = figure.subplots(rows, columns, squeeze=False), dict[tuple[str, str], Any]()
+    for place, model in enumerate(models):
+        mine = grid[place * each : (place + 1) * each].ravel()
+        for k, axis in enumerate(mine):
+            axis.set_visible(k < len(families))
+            if k:
+                axis.sharey(mine[0])
+            axis.tick_params(labelleft=k % columns == 0)
+            axis.set_ylabel("harmful prompts answered (%)" if k % columns == 0 else "")
+        axes |= {(model, family): axis for family, axis in zip(families, mine, strict=False)}
+    return figure, axes
 
 
 def lengths_figure(table: pd.DataFrame, costs: pd.DataFrame, recipes: list[str]) -> Figure:
