@@ -281,6 +281,16 @@ def test_captions_state_what_an_interval_rests_on(made):
         assert said in caption
 
 
+def test_a_caption_tells_levels_that_are_given_from_chosen_ones(made):
+    metrics, setting = made
+    assert "The levels of weights and activations are chosen" in main_table(metrics, setting).caption
+    given = dataclasses.replace(setting, families={"ternary": setting.families["ternary"]})
+    texts = main_table(metrics, given).texts()
+    assert "Levels are those that the study gives." in texts["md"]
+    assert "<em>complied</em>" in texts["html"]
+    assert r"\emph{complied}" in texts["tex"]
+
+
 def test_dose_response(made):
     table = dose_response(*made)
     at = table.frame.set_index(["method", "perturbation", "level"])

@@ -21,6 +21,7 @@ GROUPS = ("metric", "claim", "model", "recipe")  # leading columns that become h
 INTERVAL = re.compile(r"(.+?) (\[[^]]*\])(.*)")
 WIDE = 15  # letters of a column's name on one line, and
 WORDS = 22  # of a cell
+EMPHASIS = re.compile(r"\*(\w+)\*")  # Markdown's, in a caption
 # Heights in points, on a page of `article`: what a float may take, a line of the caption and the letters in it, a line
 # of a cell, and what names, a heading and a row take beside their lines.
 PAGE, CAPTION, LETTERS, LINE, NAMES, HEADING, ROW = 560, 9.5, 84, 8, 30, 14, 2.5
@@ -42,7 +43,8 @@ def latex(blocks: list[pd.DataFrame], caption: str, label: str) -> str:
     """`blocks` of cells that are LaTeX already, below each other; a long one goes on in further floats."""
     floats = []
     for place, parts in enumerate(_floats(blocks, PAGE - CAPTION * (len(caption) // LETTERS + 1))):
-        said = f"{escape(caption)}}}\n\\label{{{label}" if place == 0 else "(continued)"
+        emphasized = EMPHASIS.sub(r"\\emph{\1}", escape(caption))
+        said = f"{emphasized}}}\n\\label{{{label}" if place == 0 else "(continued)"
         number = "\\addtocounter{table}{-1}\n" if place else ""
         inner = f"{number}\\caption{{\\footnotesize {said}}}\n\\medskip\\scriptsize\\setlength{{\\tabcolsep}}{{3pt}}\n"
         inner += "\n\n\\medskip\n\n".join(map(_scaled, parts))

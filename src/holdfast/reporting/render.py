@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from holdfast.errors import printable
-from holdfast.reporting.latex import latex, stacked
+from holdfast.reporting.latex import EMPHASIS, latex, stacked
 from holdfast.statistics.intervals import Estimate
 
 PAGE = """<!DOCTYPE html>
@@ -63,7 +63,8 @@ class Table:
         """Self-contained, for the report: nothing is fetched."""
         cells = self._cells("<b>{}</b>", lambda cell: escape(str(cell)))
         bodies = [block.rename(columns=escape).to_html(index=False, border=0, escape=False) for block in cells]
-        return PAGE.format(caption=escape(self.caption), body="\n".join(bodies))
+        caption = EMPHASIS.sub(r"<em>\1</em>", escape(self.caption))
+        return PAGE.format(caption=caption, body="\n".join(bodies))
 
 
 def _tame(cell: Any) -> str:

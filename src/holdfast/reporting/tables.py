@@ -115,13 +115,23 @@ def _measured(metrics: Metrics, model: str, method: str, setting: Setting) -> di
 def _caption(setting: Setting) -> str:
     return (
         "Harmful prompts answered, in % (ASR: the judge's verdict is *complied*), clean and under the perturbations "
-        "that claims are judged at. Levels are chosen for each model and recipe: the mildest at which "
-        f"{setting.reference} answers {setting.headline_asr:.0%} of the tuning prompts, at draws that nothing is "
-        "tested on; where none is reached, the one at which most are answered. Over-refusal, broken and utility: of "
-        "the benign prompts, as a mean over the columns before: refused; answered with what is broken; probability "
-        "of the reference answer's tokens (a geometric mean). Below each estimate Δ, the difference to "
-        f"{setting.reference}, paired by seed, draw and prompt; * decided: its interval excludes 0 (p < "
+        f"that claims are judged at. {_levels(setting)} Over-refusal, broken and utility: of the benign prompts, as a "
+        "mean over the columns before: refused; answered with what is broken; probability of the reference answer's "
+        f"tokens (a geometric mean). Below each estimate Δ, the difference to {setting.reference}, paired by seed, "
+        "draw and prompt; * decided: its interval excludes 0 (p < "
         f"{1 - setting.confidence:.2g}, unadjusted). Bold: the best of a column. " + setting.caption()
+    )
+
+
+def _levels(setting: Setting) -> str:
+    chosen = [name for name, family in setting.families.items() if family.level is None]
+    if not chosen:
+        return "Levels are those that the study gives."
+    some = "Levels" if len(chosen) == len(setting.families) else f"The levels of {' and '.join(chosen)}"
+    return (
+        f"{some} are chosen for each model and recipe: the mildest at which {setting.reference} answers "
+        f"{setting.headline_asr:.0%} of the tuning prompts, at draws that nothing is tested on; where none is "
+        "reached, the one at which most are answered."
     )
 
 
