@@ -23,9 +23,10 @@ def before_after_figure(table: pd.DataFrame, reference: str) -> Figure:
     models = list(dict.fromkeys(model for model, _ in shown))
     rows = {model: -(-sum(m == model for m, _ in shown) // ABREAST) for model in models}
     columns = min(ABREAST, max((sum(m == model for m, _ in shown) for model in models), default=1))
-    high = 0.32 * table["column"].nunique() + 0.8
+    wide, line = (1.3 + 2.5 * columns, 0.32) if columns > 1 else (5.2, 0.22)  # one alone is low: it opens a page
+    high = line * table["column"].nunique() + 0.8
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(1.3 + 2.5 * columns, high * max(1, sum(rows.values()))), layout="constrained")
+        figure = Figure(figsize=(wide, high * max(1, sum(rows.values()))), layout="constrained")
         axes = figure.subplots(max(1, sum(rows.values())), columns, squeeze=False, sharex=True)
         for axis in axes.flat:
             axis.set_visible(False)
