@@ -69,9 +69,9 @@ def _name_ends(axis: Any, ends: list[End], share: float) -> None:
     places = [end for end, *_ in ends]
     for k in range(1, len(places)):
         places[k] = max(places[k], places[k - 1] + gap)
-    lift = np.mean(places) - np.mean([end for end, *_ in ends]) if ends else 0.0  # half above the lines, half below
-    for k, place in enumerate(places):
-        places[k] = max(place - lift, places[k - 1] + gap if k else low)
+    if places:  # half above the lines, half below, and none below the axis
+        lift = min(np.mean(places) - np.mean([end for end, *_ in ends]), places[0] - low)
+        places = [place - lift for place in places]
     line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
     for (end, name, colour, weight), place in zip(ends, places, strict=True):
         axis.annotate(
