@@ -207,6 +207,7 @@ METHOD = {
     "sigma": 0.2,
     "rounding": None,
 }
+METHOD |= {"strengths": [0.5, 1.0], "set_aside": 0.3, "draws": 1, "benign_rise": 1.0}
 METHOD |= {"tie": "layer", "rho": 0.05, "alpha": 0.5, "over_refusal": 0.25, "of": "walked"}
 
 
@@ -216,4 +217,6 @@ def method(kind: str, **options):
 
     made = METHODS[kind]
     fields = {**METHOD, **({"lr": 1e-3} if made.passes else {}), **options}
+    if "rank" in made.model_fields and made.model_fields["rank"].is_required():
+        fields.setdefault("rank", 2)
     return made(name=kind, kind=kind, **{key: value for key, value in fields.items() if key in made.model_fields})

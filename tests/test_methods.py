@@ -56,7 +56,7 @@ def snapshot(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", [*FIRST_ORDER, "zeroth_order"])
+@pytest.mark.parametrize("kind", [*FIRST_ORDER, "zeroth_order", "low_rank"])
 def test_it_moves_its_layers_alone_within_the_budget(task, llama, kind):
     one, before = task(layers=["layer.1"]), snapshot(llama)
     outcome = method(kind).refine(one)
@@ -315,7 +315,7 @@ def test_few_coordinates_move_the_decoder_along_the_change_and_no_further(task, 
         assert fingerprint(base) == fingerprint(llama)
 
 
-UNDER = ["zeroth_order", "subspace", "subspace_gradient", "smoothed", "line_search", "lora_line_search"]
+UNDER = ["zeroth_order", "low_rank", "subspace", "subspace_gradient", "smoothed", "line_search", "lora_line_search"]
 
 
 def moved_origin(llama):
@@ -366,6 +366,17 @@ def test_gains_move_alone(task, llama, kind):
     if one.trajectory.exists():
         replay(base, one.trajectory, one.origin())
         assert fingerprint(base) == fingerprint(llama)
+
+
+def test_adapters_move_by_their_rank_and_their_log_replays(task, llama):
+    one, base = task(layers=["layer.1"]), copy.deepcopy(llama)
+    method("low_rank", rank=3).refine(one)
+    for name in one.tensors():
+        assert torch.linalg.matrix_rank(llama.get_parameter(name) - base.get_parameter(name), atol=1e-5) == 3
+    replay(base, one.trajectory)
+    assert fingerprint(base) == fingerprint(llama)
+    with pytest.raises(UserError, match=r"method.rank=2: model.layers.0.input_layernorm.weight: takes no adapter"):
+        method("low_rank").refine(task(parameters="gains"))
 
 
 def test_a_model_without_biases_has_none_to_move(task):

@@ -114,3 +114,18 @@ class ZerothOrder(TwoPoint):
         if task.parameters == "matrices":
             return self.steps(task, layers=task.layers)
         return self.steps(task, tensors=task.tensors())
+
+
+@METHODS.register("low_rank")
+class LowRankTwoPoint(TwoPoint):
+    """Two-point steps on low-rank adapters of the matrices of the selected layers, W + BA."""
+
+    rank: Count = Field(description="of an adapter")
+
+    moved = 1
+
+    def refine(self, task: Task) -> Outcome:
+        try:
+            return self.steps(task, tensors=task.tensors(), rank=self.rank)
+        except ValueError as error:
+            raise UserError(f"method.rank={self.rank}: {error}") from None

@@ -12,7 +12,7 @@ from holdfast.methods.first_order import NoiseStability
 from holdfast.methods.line_search import LineSearch
 from holdfast.methods.low_rank import LowRankLineSearch
 from holdfast.methods.method import PASS
-from holdfast.methods.zeroth_order import TwoPoint
+from holdfast.methods.zeroth_order import LowRankTwoPoint, TwoPoint
 from holdfast.planning import memory, work
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
@@ -137,8 +137,9 @@ def refine(case: Case) -> Demand:
         found = _gradients(case, worst, chosen, max(1, budget // m.passes))
     elif isinstance(m, TwoPoint):
         subspace = isinstance(m, Subspace)
-        rank = m.rank if isinstance(m, Subspace) else None
-        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace, rank or 0)
+        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
+        if isinstance(m, Subspace | LowRankTwoPoint):
+            moved = replace(moved, anchored=True, rank=m.rank or 0)
         found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
     else:
         found = _without_loss(case, worst, budget)
@@ -152,11 +153,13 @@ def refine(case: Case) -> Demand:
 @dataclass(frozen=True)
 class Moved:
     """How many elements a two-point refinement moves, in how many layers: all of them, or some below which others may
-    be reused; or in the alignment subspace, along so many directions of rank one, or along whole matrices (0)."""
+    be reused; in the alignment subspace, or as low-rank adapters (both are anchored), along so many directions of rank
+    one, or along whole matrices (0)."""
 
     elements: int
     layers: int
     subspace: bool = False
+    anchored: bool = False
     rank: int = 0
 
 
@@ -171,11 +174,12 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
     reused = memory.states(s, worst) if moved.layers < depth else 0
     beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
-    if moved.subspace:
+    if moved.anchored:
         room = max(FLOAT * s.matrix, SCRATCH)
         # A whole Δ, or beside the scratch a product of factors.
         beside = (room if moved.rank else FLOAT * moved.elements) + s.width * moved.elements + room
-        origin, write = s.bytes, moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
+        origin = s.bytes if moved.subspace else 0.0
+        write = moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
     under = _deployed(s, settings, moved.elements)
     peak = s.bytes + beside + under.kept + max(memory.forward(s, worst) + reused, origin)
     passes = [

@@ -9,6 +9,7 @@ from holdfast.zo.deployment import Deployed, Deployment
 from holdfast.zo.digest import fingerprint
 from holdfast.zo.directions import Factors, Span, alignment_directions, singular_directions
 from holdfast.zo.layers import decoder_layers, vector_groups, weight_groups
+from holdfast.zo.low_rank import LowRank
 from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
 from holdfast.zo.refiner import Estimate, ZeroOrderRefiner
 from holdfast.zo.sensitivity import Race, Sides, online_sensitivity, sensitivity
@@ -24,6 +25,7 @@ __all__ = [
     "Draws",
     "Estimate",
     "Factors",
+    "LowRank",
     "Masters",
     "Moves",
     "PerturbationError",

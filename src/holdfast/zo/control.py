@@ -21,7 +21,7 @@ def sign_shuffled(model: nn.Module, source: Path, *, seed: int, trajectory: Path
     `TrajectoryError` where `replay` does, for a subspace log, and for another walk's log at `trajectory`.
     """
     walked = sealed_log(source, model)
-    if walked.header["kind"] != "weights":
+    if walked.header["kind"] not in ("weights", "low_rank"):
         raise TrajectoryError(f"{source}: a refinement within a subspace; its signs cannot be shuffled")
     masters = masters_of(walked, model)
     settings = dict(walked.header["settings"])

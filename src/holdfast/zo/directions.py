@@ -152,20 +152,7 @@ class Span:
                 self.tensors[name].copy_(value)
 
     def _placed(self, coefficients: Mapping[tuple[str, int], float]) -> Iterator[dict[str, Tensor]]:
-        """anchor + Σ c·Δ in float32, some tensors at a time, whose room the next ones take; products and sums are
-        rounded apart, in the order of k, so that no backend fuses them."""
-        for bundle in bundles(self.tensors):
-            sizes, device = [p.numel() for p in bundle.values()], next(iter(bundle.values())).device
-            parts = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
-            found = {k: part.view_as(self.anchors[k]) for k, part in zip(bundle, parts, strict=True)}
-            for name, value in found.items():
-                direction = self.directions[name]
-                moved = [(k, c) for k in range(_parts(direction)) if (c := float32(coefficients[name, k]))]
-                if not moved:  # the sum would lose the sign of a zero
-                    value.copy_(self.anchors[name])
-                for place, (k, c) in enumerate(moved):
-                    _add(direction, k, c, value, self.anchors[name] if place == 0 else None)
-            yield found
+        return placed(self.tensors, self.anchors, self.directions, coefficients)
 
     def header(self) -> dict[str, Any]:
         factored = any(isinstance(one, Factors) for one in self.directions.values())
@@ -179,6 +166,28 @@ class Span:
                 "directions": digest(flat(self.directions).items()),
             }
         )
+
+
+def placed(
+    tensors: Mapping[str, nn.Parameter],
+    anchors: Mapping[str, Tensor],
+    directions: Mapping[str, Direction],
+    coefficients: Mapping[tuple[str, int], float],
+) -> Iterator[dict[str, Tensor]]:
+    """anchor + Σ c·Δ in float32, some tensors at a time, whose room the next ones take; products and sums are rounded
+    apart, in the order of k, so that no backend fuses them."""
+    for bundle in bundles(tensors):
+        sizes, device = [p.numel() for p in bundle.values()], next(iter(bundle.values())).device
+        parts = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)
+        found = {k: part.view_as(anchors[k]) for k, part in zip(bundle, parts, strict=True)}
+        for name, value in found.items():
+            direction = directions[name]
+            moved = [(k, c) for k in range(_parts(direction)) if (c := float32(coefficients[name, k]))]
+            if not moved:  # the sum would lose the sign of a zero
+                value.copy_(anchors[name])
+            for place, (k, c) in enumerate(moved):
+                _add(direction, k, c, value, anchors[name] if place == 0 else None)
+        yield found
 
 
 def flat(directions: Mapping[str, Direction]) -> dict[str, Tensor]:

@@ -24,8 +24,9 @@ class PerturbationError(ValueError):
 
 
 class Moves(Protocol):
-    """What a refinement moves: tensors of a model, along directions that integers name. Two implementations:
-    `Masters`, all weights of some tensors along noise, and `Span`, one coefficient a tensor along a given direction.
+    """What a refinement moves: tensors of a model, along directions that integers name. Three implementations:
+    `Masters`, all weights of some tensors along noise; `LowRank`, their low-rank factors along noise; and `Span`, one
+    coefficient a tensor along a given direction.
     """
 
     draws: Draws

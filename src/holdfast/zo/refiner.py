@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from holdfast.zo.choice import chosen_tensors, moves_of
 from holdfast.zo.deployment import Deployed, Deployment
 from holdfast.zo.digest import fingerprint
-from holdfast.zo.directions import Direction, Span
-from holdfast.zo.layers import weight_groups
+from holdfast.zo.directions import Direction
 from holdfast.zo.parallel import dealt_back, ranks, summed_over_ranks
-from holdfast.zo.perturb import Masters, Moves, total
+from holdfast.zo.perturb import Moves, total
 from holdfast.zo.prefix import PrefixReuse
 from holdfast.zo.step_size import Curvature, rms, running_rms
 from holdfast.zo.trajectory import Trajectory, logged_scales
@@ -55,8 +55,9 @@ class ZeroOrderRefiner:
     `weight_groups(model)`; `tensors`, by the names that their noise has, such as gains or LoRA's matrices, of any
     architecture; or a coefficient along each of `directions`, which are Δ of a model's tensors by name, whole or in
     parts (see `alignment_directions`, `singular_directions`): c ← c − lr · mean_i g_i ε_i with signs ε, where θ_t =
-    θ_t,start + Σ_k c_tk·Δ_tk and c is `start` at first; `tie` says which of these share a coefficient. Both sides of
-    a query are evaluated under the `deployment`, if there is one.
+    θ_t,start + Σ_k c_tk·Δ_tk and c is `start` at first; `tie` says which of these share a coefficient. With `rank`,
+    low-rank adapters of the matrices move in place of all their weights (see `LowRank`). Both sides of a query are
+    evaluated under the `deployment`, if there is one.
 
     `normalize="rms"` divides by the rms of the g_i of the step, so that the length of a step does not depend on the
     loss's scale; `running` by that of this and the earlier steps, so that a step that saw little slope goes less far.
@@ -95,6 +96,7 @@ class ZeroOrderRefiner:
         deployment: Deployment | None = None,
         tie: str = "tensor",
         start: float = 0.0,
+        rank: int | None = None,
         log: Log | None = None,
         trajectory: Path | None = None,
         context: Mapping[str, Any] | None = None,
@@ -103,15 +105,11 @@ class ZeroOrderRefiner:
         clean: bool = False,
         over_ranks: Literal["rows", "queries"] = "rows",
     ) -> None:
-        if sum(given is not None for given in (layers, tensors, directions)) != 1:
-            raise ValueError("give one of layers, tensors and directions")
         base = fingerprint(model) if trajectory else ""
-        chosen = _chosen(model, layers, tensors, directions)
+        chosen = chosen_tensors(model, layers, tensors, directions)
         scales = logged_scales(trajectory, chosen) if trajectory else None
         drawn = {"seed": seed, "noise": noise, "scales": scales, "subset": subset}
-        self.masters: Moves = (
-            Masters(chosen, **drawn) if directions is None else Span(chosen, directions, tie=tie, start=start, **drawn)
-        )
+        self.masters = moves_of(chosen, directions, rank=rank, tie=tie, start=start, **drawn)
         deployment = deployment if deployment and deployment.happens else None
         self.moves: Moves | Deployed = Deployed(self.masters, deployment) if deployment else self.masters
         self.model, self.loss_fn = model.eval(), loss_fn
@@ -125,7 +123,7 @@ class ZeroOrderRefiner:
             rate = repr(lr) if callable(lr) else lr
             settings = {"mu": mu, "lr": rate, "queries": queries, "normalize": normalize}
             own: dict[str, Any] = {"sigma": deployment.sigma} if deployment else {}
-            own |= {"layers": _named(layers, chosen)} if directions is None else {}
+            own |= {"layers": list(layers or chosen)} if directions is None else {}
             self._resume(trajectory, base, settings | own | {"context": dict(context or {})})
 
     def _resume(self, path: Path, base: str, settings: dict[str, Any]) -> None:
@@ -238,28 +236,3 @@ class ZeroOrderRefiner:
     def drift(self) -> int:
         """How many refined weights are not the rounded masters: 0 between steps."""
         return self.masters.drift()
-
-
-def _chosen(
-    model: nn.Module,
-    layers: Sequence[str] | None,
-    tensors: Mapping[str, nn.Parameter] | None,
-    directions: Mapping[str, Direction] | None,
-) -> dict[str, nn.Parameter]:
-    if tensors is not None:
-        return dict(tensors)
-    if layers is not None:
-        groups = weight_groups(model)
-        if unknown := set(layers) - set(groups):
-            raise ValueError(f"layers={sorted(unknown)}: choose among {', '.join(groups)}")
-        return {k: p for layer in layers for k, p in groups[layer].items()}
-    named = dict(model.named_parameters())
-    for name, direction in (directions or {}).items():
-        if name not in named or named[name].shape != direction.shape:
-            raise ValueError(f"directions: the model has no tensor {name} of shape {tuple(direction.shape)}")
-    return {k: named[k] for k in directions or {}}
-
-
-def _named(layers: Sequence[str] | None, chosen: Mapping[str, nn.Parameter]) -> list[str]:
-    """What a log says of the choice."""
-    return list(chosen) if layers is None else list(layers)

@@ -21,6 +21,7 @@ from torch import nn
 
 from holdfast.zo.digest import digest, fingerprint
 from holdfast.zo.directions import Direction, Factors, Span, alignment_directions, flat
+from holdfast.zo.low_rank import LowRank
 from holdfast.zo.perturb import Masters, Moves
 
 FORMAT = "holdfast trajectory 1"
@@ -184,8 +185,11 @@ def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = Non
     scales = {name: float.fromhex(t["scale"]) for name, t in header["tensors"].items()}
     tensors = {k: named[k] for k in scales}
     drawn = {"seed": header["seed"], "noise": header["noise"], "scales": scales}
+    subset = float.fromhex(header["subset"])
     if header["kind"] == "weights":
-        return Masters(tensors, subset=float.fromhex(header["subset"]), **drawn)
+        return Masters(tensors, subset=subset, **drawn)
+    if header["kind"] == "low_rank":
+        return LowRank(tensors, rank=header["rank"], subset=subset, **drawn)
     kept = header["kind"] == "singular"
     try:
         directions = read_directions(log.path) if kept else _of_origin(log, model, origin, scales)
