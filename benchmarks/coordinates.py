@@ -77,23 +77,32 @@ def row(name: str, folder: Path, found: dict, before: dict, batch: int) -> dict[
 
 
 def figure(rows: list[dict[str, object]], forwards: str, path: Path) -> None:
-    """Change of the loss of refusals, a line a method, with what it cost."""
+    """A line a method: change of the loss of refusals, and what it cost in forwards and in memory."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, axis = plt.subplots(figsize=(7, 0.34 * len(rows) + 1))
-    for place, one in enumerate(rows):
+    places = [-place for place in range(len(rows))]
+    fig, (gain, *costs) = plt.subplots(
+        1, 3, figsize=(9, 0.3 * len(rows) + 1), sharey=True, gridspec_kw={"width_ratios": (2, 1, 1)}
+    )
+    for place, one in zip(places, rows, strict=True):
         mean, low, high = one["_harmful"]
-        axis.errorbar(
-            mean, -place, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=2, markersize=4
-        )
-    names = [f"{one['method']}: {one[forwards]} forwards, {one['peak MiB']:,} MiB" for one in rows]
-    axis.set_yticks([-place for place in range(len(rows))], names, fontsize=8)
-    axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set_xlabel("change of the loss of refusals under weight noise", fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+        gain.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=2, markersize=4)
+    gain.set_yticks(places, [str(one["method"]) for one in rows], fontsize=8)
+    gain.axvline(0, color="grey", linewidth=0.8)
+    gain.set_xlabel("change of the loss of refusals under weight noise", fontsize=8)
+    for axis, key in zip(costs, (forwards, "peak MiB"), strict=True):
+        axis.barh(places, [one[key] for one in rows], height=0.5, color="lightgrey")
+        for place, one in zip(places, rows, strict=True):
+            axis.text(one[key], place, f" {one[key]:,}", va="center", fontsize=8)
+        axis.set_xlim(0, 1.3 * max(one[key] for one in rows))
+        axis.set_xlabel(key, fontsize=8)
+        axis.set_xticks([])
+    for axis in fig.axes:
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     fig.savefig(path, dpi=150, metadata={"Software": None})
 
