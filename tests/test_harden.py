@@ -131,8 +131,10 @@ def test_a_folder_in_and_a_folder_out(base, prompts, tmp_path, monkeypatch, ship
         "σ=0.1",
         "names and types are those of the base",
         "configuration and tokenizer: the base's own files, byte for byte\n",
+        "(before_after.png)",
     ):
         assert words in card
+    assert (out / "before_after.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "LICENSE.txt").read_text() == "all rights\n"
     assert not (out / "consolidated.safetensors").exists()
     with pytest.raises(UserError, match="out=hardened: is there and not empty; give a new folder"):
@@ -262,10 +264,14 @@ def test_auto_takes_the_first_method_that_fits(tokenizer, tmp_path, monkeypatch,
         choices = choices_of([*harden.BASE, *given, f"study.methods=[aligned,{method}]", "plan.gpu_gib=[]"])
         return next(job.peak for job in plan.jobs(choices) if job.stage == "refine")
 
-    peaks = {method: peak(method) for method in harden.AUTO}
-    assert list(peaks) == ["fo_line_search", "fo_lora", "zo_selective"]
-    assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
-    for method, most in peaks.items():
-        monkeypatch.setattr(plan, "memories", lambda cfg, most=most: [most / plan.USABLE / 2**30 + 1e-9])
-        assert harden._method("auto", given, "aligned") == method
-    assert capsys.readouterr().out.count("do not fit here") == 0 + 1 + 2
+    for origin, methods in (
+        ([], ["fo_line_search", "fo_lora", "zo_selective"]),
+        ([f"model.origin={tmp_path / 'wide'}"], ["fo_line_search", "fo_lora", "zo_alignment_subspace", "zo_selective"]),
+    ):
+        given += origin
+        peaks = {method: peak(method) for method in methods}
+        assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
+        for method, most in peaks.items():
+            monkeypatch.setattr(plan, "memories", lambda cfg, most=most: [most / plan.USABLE / 2**30 + 1e-9])
+            assert harden._method("auto", given, composed([*harden.BASE, *given])) == method
+    assert capsys.readouterr().out.count("do not fit here") == 0 + 1 + 2 + 0 + 1 + 2 + 3

@@ -151,7 +151,10 @@ def test_memory_grows_with_the_batch(shape, one, other):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["zo_all", "zo_lora", "zo_alignment_subspace", "fo_refine", "sam", "fo_smoothed"]), st.integers(1, 31))
+@given(
+    st.sampled_from(["zo_all", "zo_lora", "zo_alignment_subspace", "fo_refine", "sam", "fo_smoothed"]),
+    st.integers(1, 31),
+)
 def test_memory_grows_with_the_layers_that_are_refined(method, k):
     few, more = (
         STAGES["refine"](with_values(refining(method), {"method.select.rule": "top_k", "method.select.k": count}))

@@ -30,8 +30,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SMOKE = ("--config", "study=smoke")
 STAGES = ("data", "pretrain", "align", "probe", "refine", "evaluate", "judge", "tables")
 FLOW = Workflow({"study": "smoke"})
-FIGURES = {path.stem for path in FLOW.files("figures")}
-NAMES = set(FLOW.products) - {"estimates", "figures", "transcripts"}
+FIGURES = {path.stem for product in ("before_after", "figures") for path in FLOW.files(product)}
+NAMES = set(FLOW.products) - {"estimates", "before_after", "figures", "transcripts"}
 TABLES = {f"tables_{product}" for product in FLOW.products}
 
 

@@ -149,7 +149,15 @@ def test_curvature_of_a_quadratic_is_what_it_is():
     assert found.slope == pytest.approx(length, rel=0.15)
     assert found.convex
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert not Curvature([1.0, 1.0, 1.0], [5.0, -4.0, 1.0]).convex
+    assert not Curvature([1.0, 1.0, 1.0], [5.0, -4.0, 1.0], 0.1).convex
+
+
+def test_a_step_goes_no_further_than_curvature_was_seen():
+    flat = Curvature([0.02] * 4, [0.01, 0.02, 0.01, 0.02], mu=0.1)
+    assert flat.rate(4) == 0.2  # and so each coordinate moves by .1
+    assert flat.gain(4) == pytest.approx(0.2 * 0.02 - 0.2**2 * 0.015 / 8)
+    assert Curvature([0.02] * 4, [-1.0, -2.0, -1.0, -2.0], mu=0.1).rate(4) == 0.2
+    assert Curvature([0.02] * 4, [1.0, 2.0, 1.0, 2.0], mu=0.1).rate(4) == pytest.approx(4 * 0.02 / 1.5)
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -160,10 +168,11 @@ def test_the_rate_by_curvature_is_the_best_of_its_neighbours(normalized):
         (model := Quadratic()),
         lambda m, _: m.loss(),
         tensors=dict(model.named_parameters()),
-        **OPTIONS | {"queries": 64},
+        **OPTIONS | {"queries": 64, "mu": 1.0},
     )
     found = probe.curvature(None)
-    best = found.rate(queries, normalized)
+    best = found.rate(queries) / (1.0 if normalized else found.slope)
+    assert best < queries**0.5
     for factor in (0.25, 1.0, 2.5):
         gains[factor] = 0.0
         for seed in range(60):

@@ -4,8 +4,8 @@ holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|
 
 `for` names the deployment that the model is to withstand: what it is judged by, and what refinement takes its loss
 under, weight noise or rounded weights. `method=auto` takes first order where its memory suffices, else the same on
-low-rank adapters, else zeroth-order steps on the most sensitive layers, which take the memory of inference. Other
-overrides are those of study=harden. The result is shipped only if the ASR under the deployment is lower, with its
+low-rank adapters, else zeroth-order steps: along what alignment did, if `model.origin` names the model before it, or
+on the most sensitive layers. Other overrides are those of study=harden. The result is shipped only if the ASR under the deployment is lower, with its
 interval, and no guard is worse by more than its margin; otherwise the report says so, and the exit status is 3.
 """
 
@@ -28,10 +28,11 @@ from holdfast.settings.paths import Layout
 
 READS = ("data", "probe", "method", "refine", "perturb", "judge", "evaluate", "claims")
 BASE = ("study=harden", "model=own")  # what all overrides come on top of
-AUTO = ("fo_line_search", "fo_lora", "zo_selective")  # the first that fits
+ALONG = "zo_alignment_subspace"  # the best without gradients; it needs the model before alignment
+AUTO = ("fo_line_search", "fo_lora", ALONG, "zo_selective")  # the first that fits
 LEAST = 32  # prompts of a label to train on, and to test on: with fewer no interval would show anything
 BUILT_IN = "built_in_benign"
-REPORT = "hardening.md"
+REPORT, FIGURE = "hardening.md", "before_after.png"
 USAGE = "holdfast harden model=<Hub id, folder or GGUF file> out=<folder> for=<deployment>"
 
 
@@ -59,11 +60,11 @@ def main(arguments: list[str]) -> str:
         composed([*BASE, *overrides, f"method={method}"])  # which says now if there is none such
     base = fetched(model.given, cfg.model.revision)  # one that is not to be had says so before anything is begun
     overrides = _with_prompts(overrides, cfg)
-    method = _method(method, overrides, cfg.study.reference)
+    method = _method(method, overrides, cfg)
     overrides += [f"study.methods=[{cfg.study.reference},{method}]"]
     cfg = composed([*BASE, *overrides])
     layout = Layout.of(cfg)
-    run("harden", overrides, layout, [layout.tables / "main.md"])  # of all tables the one that the card shows
+    run("harden", overrides, layout, [layout.tables / "main.md", layout.figures / FIGURE])  # what the card shows
     return _shipped(cfg, method, family, base, model, out)
 
 
@@ -98,15 +99,15 @@ def _with_prompts(overrides: list[str], cfg: Config) -> list[str]:
     return overrides
 
 
-def _method(asked: str, overrides: list[str], reference: str) -> str:
+def _method(asked: str, overrides: list[str], cfg: Config) -> str:
     """The method that was asked for; of `auto` the first whose refinement fits into memory here."""
     if asked != "auto":
         return asked
     from holdfast.commands.plan import GIB, fits, jobs, memories
     from holdfast.settings.choices import choices_of
 
-    for method in AUTO:
-        chosen = [*BASE, *overrides, f"study.methods=[{reference},{method}]", f"plan.gpu_gib={card_gib()}"]
+    for method in (method for method in AUTO if method != ALONG or cfg.model.origin):
+        chosen = [*BASE, *overrides, f"study.methods=[{cfg.study.reference},{method}]", f"plan.gpu_gib={card_gib()}"]
         choices = choices_of([*chosen, "plan.flops=1", "plan.bandwidth=1"])  # of no interest: nothing is measured
         job = next(job for job in jobs(choices) if job.stage == "refine")
         if all(fits(job, gib) for gib in memories(choices.of(model=choices.models[0]))):
@@ -135,7 +136,8 @@ def _shipped(cfg: Config, method: str, family: str, base: Path, model: OwnModel,
     told = f"{asr.name}: {percent(asr.before)} → {percent(asr.after)} %, {points(asr.change)} points"
     if not decided.ships:
         raise NotShown(f"{told}; not shipped: {'; '.join(decided.against)}; {layout.tables / REPORT} has the numbers")
-    shown = Shown(decided.title, numbers, (layout.tables / "main.md").read_text(encoding="utf-8"))
+    table = (layout.tables / "main.md").read_text(encoding="utf-8")
+    shown = Shown(decided.title, numbers, table, layout.figures / FIGURE)
     run = layout.refine("own", cfg.align.name, method, cfg.study.seeds[0])
     package(run, base, model.given, cfg, shown, out)
     return f"harden   {told}; wrote {out}"

@@ -24,7 +24,7 @@ withstands the deployment ({deployment}) better than that of `{given}`.
 
 {measured}
 All families, before ({reference}) and after ({method}):
-
+{figure}
 {table}
 ## How it was made
 
@@ -39,6 +39,7 @@ All families, before ({reference}) and after ({method}):
 The prompts were those of `{sources}`; other harm, other languages and other attacks were not measured. The
 intervals are for other prompts of the same kind. The licence of the base model applies.
 """
+FIGURE = "![Harmful prompts answered before (grey) and after (black) by family, and what guards them]({name})"
 TRAJECTORY = """`trajectory.jsonl` holds the whole refinement; with the base weights it gives these, bitwise:
   `holdfast replay base={given}{origin} trajectory=trajectory.jsonl out=replayed`"""
 TOLD = ("lr", "sigma", "mu", "queries")  # of a method's options
@@ -57,11 +58,12 @@ class Said:
 @dataclass(frozen=True)
 class Shown:
     """What a card says of the measurement, in Markdown: of the deployment, its name and the numbers; of all families,
-    a table."""
+    a table and the file of a figure."""
 
     deployment: str
     numbers: str
     table: str
+    figure: Path | None = None
 
 
 def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, shown: Shown) -> str:
@@ -78,6 +80,7 @@ def card(refined: Path, base: Path, given: str, cfg: Config, said: Said, shown: 
         deployment=shown.deployment,
         measured=shown.numbers,
         table=shown.table,
+        figure=f"\n{FIGURE.format(name=shown.figure.name)}\n" if shown.figure else "",
         reference=cfg.study.reference,
         how=_how(own, spent),
         layers=_layers(spent["layers"]),

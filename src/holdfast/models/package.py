@@ -39,7 +39,7 @@ def package(refined: Path, base: Path, given: str, cfg: Config, shown: Shown, ou
     for pattern in TERMS:
         for path in base.glob(pattern):
             shutil.copy2(path, temporary)
-    for path in map(refined.joinpath, LOGS):
+    for path in (*map(refined.joinpath, LOGS), *([shown.figure] if shown.figure else [])):
         if path.exists():
             shutil.copy2(path, temporary)
     write_text(temporary / "README.md", card(refined, base, given, cfg, said, shown))

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.reporting.options import PRODUCTS
-from holdfast.runtime.files import write_text
+from holdfast.runtime.files import replacing, write_text
 from holdfast.settings.options import Config
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from holdfast.reporting.measured import Measured
     from holdfast.reporting.records import Evidence
@@ -99,3 +100,23 @@ class Texts(Product):
     def write(self, results: Results, folder: Path, figures: Path) -> None:
         for name, text in self.make(results).items():
             write_text(folder / name, text)
+
+
+@dataclass(frozen=True)
+class Figures(Product):
+    """Figures, each as PNG and PDF. `make` gives them by the names of `named`."""
+
+    named: Callable[[Config], list[str]] = lambda cfg: []
+
+    def files(self, cfg: Config) -> list[str]:
+        return [f"{name}.{suffix}" for name in self.named(cfg) for suffix in ("png", "pdf")]
+
+    def write(self, results: Results, folder: Path, figures: Path) -> dict[str, Figure]:
+        from holdfast.reporting.figures import save
+
+        made: dict[str, Figure] = self.make(results)
+        for name, figure in made.items():
+            for suffix in ("png", "pdf"):
+                with replacing(figures / f"{name}.{suffix}") as path:
+                    save(figure, path, suffix)
+        return made

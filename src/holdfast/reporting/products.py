@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.product import ESTIMATES, Files, Product, Results, Texts, table, write
-from holdfast.runtime.files import replacing
+from holdfast.reporting.product import ESTIMATES, Figures, Files, Product, Results, Texts, table, write
 from holdfast.settings.options import Config
 from holdfast.settings.paths import runs, shown
 
@@ -177,35 +176,20 @@ PRODUCTS.register("inspect")(
 )
 
 
-@dataclass(frozen=True)
-class Figures(Product):
-    """All figures of a study, as PNG and PDF."""
+def _before_after(results: Results) -> dict[str, Figure]:
+    from holdfast.reporting.before_after import before_after_figure
 
-    def files(self, cfg: Config) -> list[str]:
-        names = [
-            "before_after",
-            "dose_response",
-            "sensitivity",
-            "cost",
-            *["trade_off"] * (cfg.evaluate.margin_draws > 0),
-        ]
-        names += ["lengths"] * (len(cfg.claims.lengths) > 1) + ["steps"] * bool(cfg.claims.budgets)
-        return [f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")]
+    table = PRODUCTS["main"].make(results).frame
+    return {"before_after": before_after_figure(table, results.cfg.study.reference)}
 
-    def write(self, results: Results, folder: Path, figures: Path) -> dict[str, Figure]:
-        from holdfast.reporting.figures import save
 
-        made: dict[str, Figure] = self.make(results)
-        for name, figure in made.items():
-            for suffix in ("png", "pdf"):
-                with replacing(figures / f"{name}.{suffix}") as path:
-                    save(figure, path, suffix)
-        return made
+def _names(cfg: Config) -> list[str]:
+    names = ["dose_response", "sensitivity", "cost", *["trade_off"] * (cfg.evaluate.margin_draws > 0)]
+    return names + ["lengths"] * (len(cfg.claims.lengths) > 1) + ["steps"] * bool(cfg.claims.budgets)
 
 
 def _figures(results: Results) -> dict[str, Figure]:
     from holdfast.reporting import figures as draw
-    from holdfast.reporting.before_after import before_after_figure
     from holdfast.reporting.estimates import judged_points
     from holdfast.reporting.trade_off import trade_off_figure
 
@@ -219,7 +203,6 @@ def _figures(results: Results) -> dict[str, Figure]:
     rises = evidence.frame("sensitivity")
     doses = PRODUCTS["dose_response"].make(results).frame
     made = {
-        "before_after": before_after_figure(PRODUCTS["main"].make(results).frame, reference),
         "dose_response": draw.dose_response_figure(doses, reference),
         "sensitivity": draw.sensitivity_figure(
             rises[(rises["kind"] == "weights") & (rises["sigma"] == cfg.probe.sigma)]
@@ -235,7 +218,12 @@ def _figures(results: Results) -> dict[str, Figure]:
     return made
 
 
-PRODUCTS.register("figures")(Figures("figures", "figures", _figures, ("records", "sensitivity", "costs")))
+PRODUCTS.register("before_after")(
+    Figures("before_after", "before and after", _before_after, named=lambda cfg: ["before_after"])
+)
+PRODUCTS.register("figures")(
+    Figures("figures", "figures", _figures, ("records", "sensitivity", "costs"), named=_names)
+)
 
 
 PRODUCTS.register("estimates")(Files("estimates", "estimates", lambda results: None, beside=ESTIMATES))

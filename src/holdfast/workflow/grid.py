@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 from holdfast.models.load import files_of
 from holdfast.reporting.options import PRODUCTS
-from holdfast.reporting.product import ESTIMATES, Files, Product, Texts
+from holdfast.reporting.product import ESTIMATES, Figures, Files, Product, Texts
 from holdfast.reporting.records import Evidence
 from holdfast.runtime.devices import cards
 from holdfast.settings.choices import Choices
@@ -197,7 +197,7 @@ class Workflow:
     def files(self, product: str) -> list[Path]:
         """What a product is on disk."""
         made = self.products[product]
-        folder = self.layout.figures if product == "figures" else self.layout.tables
+        folder = self.layout.figures if isinstance(made, Figures) else self.layout.tables
         return [(self.estimates if isinstance(made, Files) else folder) / name for name in made.files(self.cfg)]
 
     def report(self, path: Path) -> dict[str, Any]:

@@ -181,6 +181,7 @@ class ZeroOrderRefiner:
         return Curvature(
             [(up - down) / (2 * self.mu) for up, _, down in triples],
             [(up + down - 2 * middle) / self.mu**2 for up, middle, down in triples],
+            self.mu,
         )
 
     @torch.inference_mode()

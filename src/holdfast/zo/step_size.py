@@ -40,6 +40,7 @@ class Curvature:
 
     projected_gradients: Sequence[float]
     curvatures: Sequence[float]
+    mu: float
 
     @property
     def slope(self) -> float:
@@ -57,12 +58,14 @@ class Curvature:
         spread = math.sqrt(sum((c - self.trace) ** 2 for c in self.curvatures) / max(1, n - 1) / n)
         return n > 1 and self.trace > SURE * spread
 
-    def rate(self, queries: int, normalized: bool) -> float:
-        """The learning rate that lowers a quadratic loss most in a step of so many queries: −lr · mean_i g_i z_i
-        changes it by −lr·|∇L|² + lr²·|∇L|²·tr H / 2q on average, for many coordinates; lr = q / tr H makes that least.
-        Of `normalized` steps, which are divided by the rms of the g_i, it is that times as much."""
-        return queries * (self.slope if normalized else 1.0) / self.trace
+    def rate(self, queries: int) -> float:
+        """The learning rate of steps that are divided by the rms of the g_i. Such a step changes a quadratic loss by
+        −lr·|∇L| + lr²·tr H / 2q on average, for many coordinates, which is least at lr = q·|∇L| / tr H. But it moves
+        each coordinate by about lr/√q, and further than μ nothing was seen: μ·√q at most."""
+        furthest = self.mu * math.sqrt(queries)
+        return min(furthest, queries * self.slope / self.trace) if self.convex else furthest
 
     def gain(self, queries: int) -> float:
-        """How much such a step is expected to lower the loss: q·|∇L|² / 2 tr H."""
-        return queries * self.slope**2 / (2 * self.trace)
+        """How much such a step is expected to lower the loss."""
+        rate = self.rate(queries)
+        return rate * self.slope - rate**2 * max(self.trace, 0.0) / (2 * queries)
