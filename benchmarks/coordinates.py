@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--figure", type=Path)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     cfg = composed([f"study={asked.study}"])
     model, tokenizer = load(asked.run / "align/s0/model", cfg.model)
     rows = prompts(asked.run, asked.prompts)

@@ -266,7 +266,10 @@ def test_auto_takes_the_first_method_that_fits(tokenizer, tmp_path, monkeypatch,
 
     for origin, methods in (
         ([], ["fo_line_search", "fo_lora", "zo_selective"]),
-        ([f"model.origin={tmp_path / 'wide'}"], ["fo_line_search", "fo_lora", "zo_alignment_subspace", "zo_selective"]),
+        (
+            [f"model.origin={tmp_path / 'wide'}"],
+            ["fo_line_search", "fo_lora", "zo_alignment_subspace", "zo_selective"],
+        ),
     ):
         given += origin
         peaks = {method: peak(method) for method in methods}

@@ -393,7 +393,7 @@ def test_a_rate_that_is_not_given_is_measured_within_the_budget(task, llama, cap
     assert len(outcome.losses) == (one.budget - 3 * QUERIES * 4) // (2 * QUERIES)
     assert f"lr={outcome.told['lr']:.3g}, which is to lower the loss by" in capsys.readouterr().out
     assert Trajectory.read(one.trajectory).header["settings"]["lr"] == outcome.told["lr"]
-    best = QUERIES * outcome.told["slope"] / outcome.told["trace"]
+    best = QUERIES * outcome.told["shared_slope"] ** 2 / outcome.told["slope"] / outcome.told["trace"]
     assert outcome.told["lr"] == pytest.approx(min(best if best > 0 else math.inf, 0.3 * QUERIES**0.5))
 
 
@@ -401,7 +401,8 @@ def test_without_slope_there_is_no_rate(task, llama):
     one = task(loss="nll")
     one.loss = lambda model, batch: model.get_parameter("lm_head.weight").mean().expand(len(batch))
     with pytest.raises(
-        UserError, match=r"method.lr=null: no slope is seen \(slope 0, tr H 0 by 8 queries at mu=0.2\)"
+        UserError,
+        match=r"method.lr=null: no slope is seen above its noise \(slope 0, of which 4 batches share 0",
     ):
         method("zeroth_order", lr=None, sigma=0.0).refine(one)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,20 +145,55 @@ def test_curvature_of_a_quadratic_is_what_it_is():
     length = torch.cat(slopes).norm().item()
     options = OPTIONS | {"queries": 400}
     refiner = ZeroOrderRefiner(model, lambda m, _: m.loss(), tensors=dict(model.named_parameters()), **options)
-    found = refiner.curvature(None)
+    found = refiner.curvature(None, None)
     assert found.trace == pytest.approx(trace, rel=1e-2)  # signs: every query gives the trace of a diagonal exactly
     assert found.slope == pytest.approx(length, rel=0.15)
+    assert found.shared == pytest.approx(found.slope)  # of the same batch twice
     assert found.convex
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not Curvature([1.0, 1.0, 1.0], [5.0, -4.0, 1.0], 0.1).convex
 
 
 def test_a_step_goes_no_further_than_curvature_was_seen():
-    flat = Curvature([0.02] * 4, [0.01, 0.02, 0.01, 0.02], mu=0.1)
+    slopes = [[0.02, -0.02, 0.02, -0.02]] * 3
+    flat = Curvature(slopes, [0.01, 0.02, 0.01, 0.02], mu=0.1)
     assert flat.rate(4) == 0.2  # and so each coordinate moves by .1
     assert flat.gain(4) == pytest.approx(0.2 * 0.02 - 0.2**2 * 0.015 / 8)
-    assert Curvature([0.02] * 4, [-1.0, -2.0, -1.0, -2.0], mu=0.1).rate(4) == 0.2
-    assert Curvature([0.02] * 4, [1.0, 2.0, 1.0, 2.0], mu=0.1).rate(4) == pytest.approx(4 * 0.02 / 1.5)
+    assert Curvature(slopes, [-1.0, -2.0, -1.0, -2.0], mu=0.1).rate(4) == 0.2
+    assert Curvature(slopes, [1.0, 2.0, 1.0, 2.0], mu=0.1).rate(4) == pytest.approx(4 * 0.02 / 1.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 3), st.integers(2, 5), st.integers(0, 2**16))
+def test_what_batches_share_is_told_from_what_is_their_own(common, batches, seed):
+    """Slopes with a part that all batches have, and one of size 1 that each has for itself."""
+    drawn = np.random.default_rng(seed)
+    both = common * drawn.standard_normal(2000) + drawn.standard_normal((batches, 2000))
+    found = Curvature(both.tolist(), [1.0, 1.1], mu=0.1)
+    assert found.slope == pytest.approx((1 + common**2) ** 0.5, rel=0.1)
+    assert found.shared == pytest.approx(common, rel=0.15, abs=0.25)
+    own = Curvature((both - both.mean(0)).tolist(), [1.0, 1.1], mu=0.1)
+    assert own.shared == 0
+    assert own.rate(4) == 0
+
+
+def test_a_measurement_leaves_nothing_and_meets_a_draw_for_each_batch(llama, token_losses, token_batches):
+    before, seen = copy.deepcopy(llama.state_dict()), []
+    weight = llama.model.layers[0].mlp.up_proj.weight
+    matrices = {"w": weight}
+
+    def noting(model, batch):
+        seen.append(weight.detach().clone())
+        return token_losses(model, batch)
+
+    options = OPTIONS | {"queries": 2, "layers": ["layer.1"], "deployment": Deployment(matrices, 0.1)}
+    refiner = ZeroOrderRefiner(llama, noting, **options)
+    refiner.curvature(*token_batches(2))
+    assert [torch.equal(one, seen[0]) for one in seen[:3]] == [True] * 3  # L₊, L₀ and L₋ of one query
+    assert len({tuple(one[0, :4].tolist()) for one in seen}) == 2 * 2  # another draw for each query and batch
+    assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
+    with pytest.raises(ValueError, match="give two batches at least"):
+        refiner.curvature(*token_batches(1))
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -170,7 +206,7 @@ def test_the_rate_by_curvature_is_the_best_of_its_neighbours(normalized):
         tensors=dict(model.named_parameters()),
         **OPTIONS | {"queries": 64, "mu": 1.0},
     )
-    found = probe.curvature(None)
+    found = probe.curvature(None, None)
     best = found.rate(queries) / (1.0 if normalized else found.slope)
     assert best < queries**0.5
     for factor in (0.25, 1.0, 2.5):

@@ -5,8 +5,9 @@ holdfast harden model=<Hub id, folder or GGUF file> out=<folder> [for=noise|nf4|
 `for` names the deployment that the model is to withstand: what it is judged by, and what refinement takes its loss
 under, weight noise or rounded weights. `method=auto` takes first order where its memory suffices, else the same on
 low-rank adapters, else zeroth-order steps: along what alignment did, if `model.origin` names the model before it, or
-on the most sensitive layers. Other overrides are those of study=harden. The result is shipped only if the ASR under the deployment is lower, with its
-interval, and no guard is worse by more than its margin; otherwise the report says so, and the exit status is 3.
+on the most sensitive layers. Other overrides are those of study=harden. The result is shipped only if the ASR under
+the deployment is lower, with its interval, and no guard is worse by more than its margin; otherwise the report says
+so, and the exit status is 3.
 """
 
 from __future__ import annotations

@@ -85,24 +85,25 @@ class TwoPoint(Deploys):
 
     def measured(self, task: Task, refiner: ZeroOrderRefiner) -> dict[str, float]:
         """The learning rate that slope and curvature allow, and what a step is to gain by it, printed. Raises
-        `UserError` where the loss shows no slope."""
-        from holdfast.zo import Curvature
-
-        stream, found = task.batches.stream(task.batch_size, task.seed + 1), list[Curvature]()
-        for step in range(MEASURED):
-            refiner.steps = step  # which names the directions
-            found.append(task.parts.whole([next(stream)], refiner.curvature))
-        slopes = [g for one in found for g in one.projected_gradients]
-        seen = Curvature(slopes, [c for one in found for c in one.curvatures], self.mu)
-        said = f"slope {seen.slope:.3g}, tr H {seen.trace:.3g} by {len(slopes)} queries at mu={self.mu:g}"
-        if seen.slope == 0:
-            raise UserError(f"method.lr=null: no slope is seen ({said}); nothing here can be learned by steps")
+        `UserError` where batches share no slope: such steps would be noise."""
+        stream = task.batches.stream(task.batch_size, task.seed + 1)
+        seen = task.parts.whole([next(stream) for _ in range(MEASURED)], refiner.curvature)
+        said = (
+            f"slope {seen.slope:.3g}, of which {MEASURED} batches share {seen.shared:.3g}, tr H {seen.trace:.3g} by "
+            f"{self.queries} queries at mu={self.mu:g}"
+        )
+        if seen.shared == 0:
+            raise UserError(
+                f"method.lr=null: no slope is seen above its noise ({said}); give more queries, larger batches, fewer "
+                "coordinates, or method.lr"
+            )
         gain = seen.gain(self.queries)
         # Steps that are not divided by the rms of their slopes go as far at a rate that is.
         lr = seen.rate(self.queries) / (1.0 if self.normalize != "none" else seen.slope)
         if ranks.first():
             print(f"refine   {said}: lr={lr:.3g}, which is to lower the loss by {gain:.2g} at the first step")
-        return {"lr": lr, "slope": seen.slope, "trace": seen.trace, "predicted_gain": gain}
+        told = {"slope": seen.slope, "shared_slope": seen.shared, "trace": seen.trace}
+        return {"lr": lr, **told, "predicted_gain": gain}
 
 
 @METHODS.register("zeroth_order")

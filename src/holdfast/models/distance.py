@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,36 @@ from holdfast.models import load as models
 from holdfast.runtime.run import Run
 
 
-def moved(before: Path, after: Path) -> float:
-    """‖after − before‖ / ‖before‖ over the matrices that both folders hold under one name and in one shape."""
-    with ExitStack() as files:
-        of, to = _opened(before, files), _opened(after, files)
-        change = size = 0.0
-        for name in sorted({*of} & {*to}):
-            one, other = of[name].get_tensor(name), to[name].get_tensor(name)
-            if one.ndim >= 2 and one.shape == other.shape:
-                change += float((other.double() - one.double()).square().sum())
-                size += float(one.double().square().sum())
-    return math.sqrt(change / size) if size else math.nan
+@dataclass(frozen=True)
+class Change:
+    """Of the matrices that two checkpoints both hold, under one name and in one shape: `moved`, ‖after − before‖ /
+    ‖before‖; `rounding`, the part of ‖after − before‖² in elements that changed by one unit in the last place. A step
+    that is far below that unit appears as such changes, some here and some there."""
+
+    moved: float
+    rounding: float
+
+    @classmethod
+    def of(cls, before: Path, after: Path) -> Change:
+        with ExitStack() as files:
+            of, to = _opened(before, files), _opened(after, files)
+            change = size = last = 0.0
+            for name in sorted({*of} & {*to}):
+                one, other = of[name].get_tensor(name), to[name].get_tensor(name)
+                if one.ndim >= 2 and one.shape == other.shape:
+                    squares = (other.double() - one.double()).square()
+                    change += float(squares.sum())
+                    last += float(squares[squares.sqrt() <= _unit(one)].sum())
+                    size += float(one.double().square().sum())
+        return cls(math.sqrt(change / size) if size else math.nan, last / change if change else 0.0)
+
+
+def _unit(values: Any) -> Any:
+    """One unit in the last place of each value, in its own type; of 0 none."""
+    import torch
+
+    exponents = torch.frexp(values.double()).exponent.double() - 1
+    return torch.where(values == 0, 0.0, torch.finfo(values.dtype).eps * torch.exp2(exponents))
 
 
 def _opened(folder: Path, files: ExitStack) -> dict[str, Any]:
@@ -34,12 +54,13 @@ def _opened(folder: Path, files: ExitStack) -> dict[str, Any]:
 
 
 def distances(run: Run) -> dict[str, float]:
-    """Of a checkpoint: how far refinement moved it from the aligned model, and alignment that one from the base; the
-    latter is left out of a model that came aligned, and where its base is gone."""
+    """Of a checkpoint: how far refinement moved it from the aligned model, and how much of that is rounding; how far
+    alignment moved that one from the base, left out of a model that came aligned, and where its base is gone."""
     aligned = run.layout.align(*run.names[:2], run.seed) / "model"
     made = run.layout.checkpoint(*run.names, run.cfg.method.refines, run.seed) / "model"
-    found = {"moved": moved(aligned, made) if run.cfg.method.refines else 0.0}
+    change = Change.of(aligned, made) if run.cfg.method.refines else Change(0.0, 0.0)
+    found = {"moved": change.moved, "rounding": change.rounding}
     base = models.base_of(run.cfg.model, run.layout)
     if run.names.recipe != models.UNALIGNED and (run.cfg.model.source or Path(base).is_dir()):
-        found["moved_by_alignment"] = moved(models.fetched(base, run.cfg.model.revision), aligned)
+        found["moved_by_alignment"] = Change.of(models.fetched(base, run.cfg.model.revision), aligned).moved
     return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from holdfast.reporting.cautions import cautions_of_costs
 from holdfast.reporting.estimates import at_of, compare, estimate, judged_points, sampled
 from holdfast.reporting.render import Table, percent, points
 from holdfast.reporting.setting import Setting
@@ -59,6 +60,7 @@ def cost(metrics: Metrics, setting: Setting, costs: pd.DataFrame, cfg: Config) -
     best = rivals.groupby(["model", "family"], sort=False)["estimate"].transform("min")
     frame["best"] = (rivals["estimate"] == best).reindex(frame.index, fill_value=False)
     caption = CAPTION.format(reference=setting.reference, overhead=cfg.claims.overhead)
+    caption += "".join(f"Caution: {told}. " for told in cautions_of_costs(costs, setting.reference))
     return Table(frame, _shown(frame, setting), caption + setting.caption(), "tab:cost")
 
 

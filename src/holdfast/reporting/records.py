@@ -28,7 +28,8 @@ RECORDS = (*WORDS, "seed", "level", "draw", "margin", "utility")
 SAID = ("response", "ended", "verdict", "reason")
 RESPONSES = (*HEAD, "seed", "id", "label", "source", "category", "perturbation", "family", "level", "draw", *SAID)
 SAME = ["id", "perturbation", "level", "draw", "response"]  # what tells whether two judges read the same
-COSTS = ("steps", "forwards", "sequences", "stability", "moved", "moved_by_alignment")
+DISTANCES = ("moved", "moved_by_alignment", "rounding")
+COSTS = ("steps", "forwards", "sequences", "stability", "rise", *DISTANCES)
 TIMES = ("seconds", "peak_rss_mib", "method_seconds", "method_peak_mib")
 
 
@@ -177,13 +178,14 @@ def _rises(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _costs(evidence: Evidence) -> pd.DataFrame:
     """What alignment, the probe and each method spent, in forward-equivalents of a batch and of one sequence; the
-    layers that a method refined, and how stable their choice was; and how far the weights moved."""
+    layers that a method refined, and how stable their choice was; how much its loss rose (see `rise`); and how far
+    the weights moved."""
 
     def row(found: dict[str, Any]) -> dict[str, Any]:
         if "answers" in found:  # an evaluation
-            return {"layers": "", **{name: found.get(name) for name in ("moved", "moved_by_alignment")}}
-        layers = " ".join(found.get("layers", []))
-        return {"steps": len(found["loss"]), "layers": layers} | {k: found.get(k) for k in COSTS if k != "steps"}
+            return {"layers": "", **{name: found.get(name) for name in DISTANCES}}
+        made = {"steps": len(found["loss"]), "layers": " ".join(found.get("layers", [])), "rise": rise(found["loss"])}
+        return {key: found.get(key) for key in COSTS} | made
 
     def spent(stage: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         if stage != "probe":
@@ -191,6 +193,20 @@ def _costs(evidence: Evidence) -> pd.DataFrame:
         return [{"stage": source, "layers": "", "sequences": count} for source, count in found["sequences"].items()]
 
     return _stages(evidence, "metrics.json", ("layers", *COSTS), spent).astype(dict.fromkeys(COSTS, float))
+
+
+def rise(losses: Sequence[float]) -> float:
+    """By how many standard errors the mean loss of the last quarter of the steps is above that of the first; nan of
+    too few steps."""
+    import numpy as np
+
+    quarter = len(losses) // 4
+    if quarter < 2:
+        return float("nan")
+    first, last = np.array(losses[:quarter]), np.array(losses[-quarter:])
+    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
+    difference = last.mean() - first.mean()
+    return float(difference / error) if error else float(np.sign(difference) * np.inf) if difference else 0.0
 
 
 def _timing(evidence: Evidence) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from holdfast.zo.noise import SHIFT, Target, words
 from holdfast.zo.perturb import Draws, Moves, bundles, float32
 
 BESIDE = 2**30  # added to a query: its noise is none of those along which weights move
+DRAWS = 2**16  # queries of one draw; those of the next ones come after
 Rounding = Callable[[Tensor, int], Tensor]
 """(matrix (out, in), shift) -> the matrix as a quantizer leaves it, its groups begun `shift` inputs later."""
 
@@ -34,13 +35,15 @@ class Deployed:
     """What moves, written as it is deployed, and with it the matrices that stay.
 
     Noise and shifts are pure functions of (seed, step, query), so both sides of a query, and every radius, meet the
-    same. Of matrices that do not move a copy is kept, in their own type; scratch is that of `bundles`, in float32.
+    same; with another `draw` they are others at the same step. Of matrices that do not move a copy is kept, in their
+    own type; scratch is that of `bundles`, in float32.
     """
 
     def __init__(self, moves: Moves, deployment: Deployment) -> None:
         self.moves, self.deployment = moves, deployment
         self.kept: dict[str, Tensor] = {}
         self.away = False  # whether those that stay are displaced
+        self.draw = 0
         if deployment.happens:
             self.kept = {k: p.detach().clone() for k, p in deployment.matrices.items() if k not in moves.tensors}
             known = {k: s for k, s in moves.draws.scales.items() if k in deployment.matrices}
@@ -63,11 +66,11 @@ class Deployed:
             # Weights of float32 are read where they are written: each element before it is.
             values = {name: p.detach().float().contiguous() for name, p in bundle.items()}
             targets = [Target(values[k], p, self.noise.names[k], sizes[k]) for k, p in bundle.items()]
-            add_noise(targets, [query + BESIDE], self.noise.stream(step), keep=False)
+            add_noise(targets, [query + BESIDE + self.draw * DRAWS], self.noise.stream(step), keep=False)
 
     @torch.no_grad()
     def _round(self, rounding: Rounding, step: int, query: int) -> None:
-        shift = int(words(SHIFT, self.noise.stream(step), tensors=[0], queries=[query]))
+        shift = int(words(SHIFT, self.noise.stream(step), tensors=[0], queries=[query + self.draw * DRAWS]))
         for p in self.deployment.matrices.values():
             p.copy_(rounding(p.detach(), shift % p.shape[1]))
 

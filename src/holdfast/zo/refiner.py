@@ -170,19 +170,26 @@ class ZeroOrderRefiner:
 
     @torch.inference_mode()
     def curvature(self, *batches: Any) -> Curvature:
-        """What the queries of the next step tell of slope and curvature at the weights as they are, which stay so:
-        three evaluations a query, L₀ under the same deployment as L₊ and L₋. Raises as `step`."""
+        """What the queries of the next step tell of slope and curvature at the weights as they are, which stay so, on
+        each of these batches and under a draw of the deployment for each: three evaluations a query, L₀ under the same
+        deployment as L₊ and L₋. Raises as `step`, and `ValueError` for a single batch, which shares nothing."""
+        if len(batches) < 2:
+            raise ValueError("give two batches at least: the slope is what they share")
         asked = [(query, side * self.mu) for query in range(self.queries) for side in (1, 0, -1)]
+        slopes, curvatures = [], list[float]()
         try:
-            losses = self._of(asked, batches)
+            for draw, batch in enumerate(batches):
+                if isinstance(self.moves, Deployed):
+                    self.moves.draw = draw
+                losses = self._of(asked, (batch,))
+                triples = [losses[at : at + 3] for at in range(0, len(losses), 3)]
+                slopes.append([(up - down) / (2 * self.mu) for up, _, down in triples])
+                curvatures += [(up + down - 2 * middle) / self.mu**2 for up, middle, down in triples]
         finally:
+            if isinstance(self.moves, Deployed):
+                self.moves.draw = 0
             self.moves.restore()
-        triples = [losses[at : at + 3] for at in range(0, len(losses), 3)]
-        return Curvature(
-            [(up - down) / (2 * self.mu) for up, _, down in triples],
-            [(up + down - 2 * middle) / self.mu**2 for up, middle, down in triples],
-            self.mu,
-        )
+        return Curvature(slopes, curvatures, self.mu)
 
     @torch.inference_mode()
     def _estimate(self, batches: tuple[Any, ...]) -> Estimate:

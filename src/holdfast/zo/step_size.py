@@ -35,17 +35,18 @@ def running_rms(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Curvature:
-    """What queries at one point tell of the loss along random directions z of radius `mu`: their projected gradients
-    g_i, and of each L₊ + L₋ − 2L₀ over μ², whose mean is tr H, the sum of the curvatures along all coordinates."""
+    """What some queries of radius `mu` tell of the loss at one point, on several batches and under as many draws of a
+    deployment: of each batch the projected gradients g_i, in the order of the queries; and of each query and batch
+    L₊ + L₋ − 2L₀ over μ², whose mean is tr H, the sum of the curvatures along all coordinates."""
 
-    projected_gradients: Sequence[float]
+    projected_gradients: Sequence[Sequence[float]]
     curvatures: Sequence[float]
     mu: float
 
     @property
     def slope(self) -> float:
-        """The rms of the g_i: of many coordinates about the length of the gradient."""
-        return rms(self.projected_gradients)
+        """The rms of the g_i: of many coordinates about the length of the gradient of one batch."""
+        return rms([g for batch in self.projected_gradients for g in batch])
 
     @property
     def trace(self) -> float:
@@ -54,18 +55,37 @@ class Curvature:
     @property
     def convex(self) -> bool:
         """Whether tr H is above 0 by more than chance."""
-        n = len(self.curvatures)
-        spread = math.sqrt(sum((c - self.trace) ** 2 for c in self.curvatures) / max(1, n - 1) / n)
-        return n > 1 and self.trace > SURE * spread
+        return self.trace > SURE * _error(self.curvatures)
+
+    @property
+    def shared(self) -> float:
+        """|∇L| of the loss that the batches share: the root of the mean product of two batches' g_i, to which what is
+        only one batch's own adds nothing on average. 0 where that mean is not above its own standard error."""
+        products = []
+        for mine in zip(*self.projected_gradients, strict=True):
+            pairs = len(mine) * (len(mine) - 1)
+            products.append((sum(mine) ** 2 - sum(g * g for g in mine)) / pairs)
+        mean = sum(products) / len(products)
+        return math.sqrt(mean) if mean > _error(products) else 0.0
 
     def rate(self, queries: int) -> float:
         """The learning rate of steps that are divided by the rms of the g_i. Such a step changes a quadratic loss by
-        −lr·|∇L| + lr²·tr H / 2q on average, for many coordinates, which is least at lr = q·|∇L| / tr H. But it moves
-        each coordinate by about lr/√q, and further than μ nothing was seen: μ·√q at most."""
+        −lr·|∇L|²/rms(g) + lr²·tr H / 2q on average, for many coordinates, and is best where that is least. But it
+        moves each coordinate by about lr/√q, and further than μ nothing was seen: μ·√q at most."""
         furthest = self.mu * math.sqrt(queries)
-        return min(furthest, queries * self.slope / self.trace) if self.convex else furthest
+        return min(furthest, queries * self._fall / self.trace) if self.convex else furthest
 
     def gain(self, queries: int) -> float:
         """How much such a step is expected to lower the loss."""
         rate = self.rate(queries)
-        return rate * self.slope - rate**2 * max(self.trace, 0.0) / (2 * queries)
+        return rate * self._fall - rate**2 * max(self.trace, 0.0) / (2 * queries)
+
+    @property
+    def _fall(self) -> float:
+        return self.shared**2 / self.slope if self.shared else 0.0
+
+
+def _error(values: Sequence[float]) -> float:
+    """The standard error of their mean; infinite of a single one."""
+    n, mean = len(values), sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else math.inf
