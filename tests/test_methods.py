@@ -23,6 +23,7 @@ from holdfast.perturbations.rounding import AS_SHIPPED
 from holdfast.settings.schema import Openings
 from holdfast.zo import Trajectory, fingerprint, replay, weight_groups
 from holdfast.zo.perturb import Masters
+from holdfast.zo.step_size import Curvature
 
 OPENINGS = Openings(refusal=["destroy that."], compliance=["protect."])  # other first tokens
 FIRST_ORDER = ["first_order", "smoothed", "noise_stability", "sam", "neftune", "weight_averaging"]
@@ -394,7 +395,19 @@ def test_a_rate_that_is_not_given_is_measured_within_the_budget(task, llama, cap
     assert f"lr={outcome.told['lr']:.3g}, which is to lower the loss by" in capsys.readouterr().out
     assert Trajectory.read(one.trajectory).header["settings"]["lr"] == outcome.told["lr"]
     best = QUERIES * outcome.told["shared_slope"] ** 2 / outcome.told["slope"] / outcome.told["trace"]
-    assert outcome.told["lr"] == pytest.approx(min(best if best > 0 else math.inf, 0.3 * QUERIES**0.5))
+    assert outcome.told["lr"] in (pytest.approx(best), pytest.approx(0.3 * QUERIES**0.5))
+
+
+@pytest.mark.parametrize("kind", ["subspace", "low_rank", "zeroth_order"])
+def test_what_measures_the_rate_leaves_the_weights_as_they_were(task, llama, kind, monkeypatch):
+    """With a start, too, which would count twice; so the log replays from the aligned model."""
+    monkeypatch.setattr(Curvature, "shared", 0.5)
+    base, start = copy.deepcopy(llama), {"start": 0.25} if kind == "subspace" else {}
+    one = task(origin=moved_origin(llama), loss="nll", steps=20)
+    base.load_state_dict(llama.state_dict())
+    method(kind, lr=None, mu=0.1, sigma=0.0, **start).refine(one)
+    replay(base, one.trajectory, one.origin())
+    assert fingerprint(base) == fingerprint(llama)
 
 
 def test_without_slope_there_is_no_rate(task, llama):

@@ -131,6 +131,10 @@ class Span:
         """Forward weights := round(anchor + c·Δ)."""
         self._write(self.coefficients)
 
+    def leave(self) -> None:
+        """Forward weights := anchor, also where c began elsewhere than at 0."""
+        self._write(dict.fromkeys(self.coefficients, 0.0))
+
     @torch.no_grad()
     def drift(self) -> int:
         """How many forward weights differ from round(anchor + c·Δ)."""

@@ -75,6 +75,12 @@ class LowRank:
         self._write()
 
     @torch.no_grad()
+    def leave(self) -> None:
+        """Forward weights := anchor."""
+        for name, anchor in self.anchors.items():
+            self.tensors[name].copy_(anchor)
+
+    @torch.no_grad()
     def drift(self) -> int:
         """How many forward weights differ from round(anchor + BA)."""
         self.parts.restore()

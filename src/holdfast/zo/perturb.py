@@ -41,6 +41,9 @@ class Moves(Protocol):
     def restore(self) -> None:
         """Write the forward weights as they are without displacement, bitwise."""
 
+    def leave(self) -> None:
+        """Write the forward weights as they were before there were moves; none may have been made."""
+
     def drift(self) -> int:
         """How many forward weights differ from what `restore` writes."""
 
@@ -145,6 +148,9 @@ class Masters:
     def restore(self) -> None:
         """Forward weights := round(master), bitwise what they were before any `write`."""
         self._add([], [], 0, keep=False)
+
+    def leave(self) -> None:
+        self.restore()
 
     @torch.no_grad()
     def drift(self) -> int:
