@@ -91,7 +91,7 @@ class TwoPoint(Deploys):
         refiner.leave()
         said = (
             f"slope {seen.slope:.3g}, of which {MEASURED} batches share {seen.shared:.3g}, tr H {seen.trace:.3g} by "
-            f"{self.queries} queries at mu={self.mu:g}"
+            f"{self.queries} queries at mu={self.mu:g}, which raises the loss by {self.mu**2 * seen.trace / 2:.2g}"
         )
         if seen.shared == 0:
             raise UserError(

@@ -176,8 +176,9 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
     if moved.anchored:
         room = max(FLOAT * s.matrix, SCRATCH)
-        # A whole Δ, or beside the scratch a product of factors.
+        # A whole Δ, or beside the scratch a product of factors; and the factors, adapters with their masters.
         beside = (room if moved.rank else FLOAT * moved.elements) + s.width * moved.elements + room
+        beside += FLOAT * (1 if moved.subspace else 2) * moved.rank * (s.inputs + s.outputs) * moved.layers / depth
         origin = s.bytes if moved.subspace else 0.0
         write = moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
     under = _deployed(s, settings, moved.elements)
