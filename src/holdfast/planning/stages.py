@@ -173,7 +173,8 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     depth = len(s.layers)
     below = (depth + 1) / (moved.layers + 1) - 1  # the mean of the lowest of so many layers
     reused = memory.states(s, worst) if moved.layers < depth else 0
-    beside, origin, write = FLOAT * moved.elements, 0.0, moved.elements * (FLOAT + s.width)
+    beside: float = FLOAT * moved.elements
+    origin, write = 0.0, moved.elements * (FLOAT + s.width)
     if moved.anchored:
         room = max(FLOAT * s.matrix, SCRATCH)
         # A whole Δ, or beside the scratch a product of factors; and the factors, adapters with their masters.
