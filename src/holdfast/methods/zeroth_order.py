@@ -88,7 +88,7 @@ class TwoPoint(Deploys):
         `UserError` where batches share no slope: such steps would be noise."""
         stream = task.batches.stream(task.batch_size, task.seed + 1)
         seen = task.parts.whole([next(stream) for _ in range(MEASURED)], refiner.curvature)
-        refiner.leave()
+        refiner.masters.leave()  # a start along directions had moved the weights
         said = (
             f"slope {seen.slope:.3g}, of which {MEASURED} batches share {seen.shared:.3g}, tr H {seen.trace:.3g} by "
             f"{self.queries} queries at mu={self.mu:g}, which raises the loss by {self.mu**2 * seen.trace / 2:.2g}"

@@ -236,11 +236,6 @@ class ZeroOrderRefiner:
     def _losses(self, batch: Any) -> Tensor:
         return self.prefix.run(batch, lambda: self.loss_fn(self.model, batch).float())
 
-    def leave(self) -> None:
-        """Put the weights back as they were before this refiner, which has made no step; along directions with a
-        `start` it had moved them."""
-        self.masters.leave()
-
     def finish(self) -> None:
         """Seal the trajectory with a hash of the refined weights; a log without it ends early."""
         if self.trajectory:
