@@ -154,6 +154,16 @@ data data=local data.dir=blank | row 2 has an empty prompt | remove or fill it
 data data=local data.dir=same | no benign prompt is left for the split train | add a source or a share
 data data=local data.dir=odd data.sources.harmful.file=harmful.json | not readable as json | Expecting ',' delimiter
 data data=local data.dir=odd data.sources.harmful.file=harmful.parquet | not readable as parquet | Parquet magic bytes
+refine --config-dir mine method=unclosed | mine/method/unclosed.yaml: line 3 | expected ',' or '}'
+refine --config-dir mine method=child | mine/method/unclosed.yaml: line 3 | expected ',' or '}'
+refine --config-dir mine method=latin | mine/method/latin.yaml | is not UTF-8
+refine --config-dir mine method=header | mine/method/header.yaml | Expected header format
+refine --config-dir mine method=deep | mine/method/deep.yaml | is nested too deeply
+refine --config-dir mine method=parents | mine/method/parents.yaml | must be a list
+refine --config-dir mine method=zo_all | mine/method/zo_all.yaml: holdfast has a method/zo_all.yaml | another name
+refine --config-dir mine method=number | method.3: a key that is no text | put it into quotes
+refine --config-dir mine method=target | method._target_=3 | give package.module.Class
+evaluate --config-dir mine perturb=[flat] | perturb.flat=3 | give keys with values
 data data=local data.dir=odd data.sources.harmful.file=harmful.txt | odd/harmful.txt | .csv, .json, .jsonl, .parquet
 """
 CASES = [[part.strip() for part in line.split(" | ")] for line in LINES.strip().splitlines()]
@@ -177,6 +187,16 @@ def home(tokenizer, tmp_path_factory):
         "odd/harmful.json": b'[{"prompt": "a"',
         "odd/harmful.parquet": b"PAR1xxxx",
         "odd/harmful.txt": b"a\n",
+        "mine/method/unclosed.yaml": b"method:\n  select: {rule: top_k\nkind: x\n",
+        "mine/method/child.yaml": b"# @package _global_\ndefaults: [unclosed, _self_]\n",
+        "mine/method/latin.yaml": "name: Grüße\n".encode("latin-1"),
+        "mine/method/header.yaml": b"# @package\nmethod: {}\n",
+        "mine/method/deep.yaml": b"[" * 5000,
+        "mine/method/parents.yaml": b"defaults: {zo_all: x}\n",
+        "mine/method/zo_all.yaml": b"# @package _global_\nmethod: {kind: zo}\n",
+        "mine/method/number.yaml": b"kind: zo\n3: x\n",
+        "mine/method/target.yaml": b"_target_: 3\n",
+        "mine/perturb/flat.yaml": b"flat: 3\n",
         "edited.jsonl": b'{"format": "holdfast trajectory 1"}\n',
         "broken.gguf": b"GGUF" + bytes(60),
         "full/mine": b"x",

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from holdfast.models.distance import Change
-from holdfast.reporting.cautions import cautions, cautions_of_costs
-from holdfast.reporting.records import rise
+from holdfast.reporting.cautions import cautions, cautions_of_costs, rise
 from holdfast.statistics.rates import METRICS, UNMEASURED, Point, Sampled
 
 CLEAN = {"asr": 0.1, "over_refusal": 0.1, "broken_benign": 0.0, "utility": 0.612, "unscored": 0.0}

@@ -24,6 +24,7 @@ from holdfast.settings.options import Options, Registry, sections
 from holdfast.settings.overrides import quoted, sweep
 from holdfast.settings.paths import CONF, Layout, runs
 from holdfast.workflow.grid import STAGES, Workflow
+from holdfast.workflow.overrides import overrides_of
 
 BAD = [
     ("refine", ["refine.stepz=3"], "refine.stepz: no such key; did you mean steps?"),
@@ -290,6 +291,15 @@ def test_the_workflow_answers_bad_input_in_one_line(config, words):
     said = [line for line in ended.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
     assert len(said) == 1
     assert said[0].startswith(words)
+
+
+def test_overrides_of_a_file(tmp_path):
+    path = tmp_path / "overrides"
+    path.write_text("refine.steps=3\n\n  seed=1\n")
+    assert overrides_of(f"@{path}") == ["refine.steps=3", "seed=1"]
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="byte 0 is not UTF-8; convert the file"):
+        overrides_of(f"@{path}")
 
 
 def test_what_is_missing_is_said_with_the_study_that_makes_it(stage, tmp_path):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ import struct
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import random_model
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ from holdfast.models.checkpoints import check, context, dtype_of, ends, shards, 
 from holdfast.models.gguf import dequantized
 from holdfast.models.load import tokenizer_of
 from holdfast.settings.compose import composed
-from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions
+from holdfast.zo.trajectory import FORMAT, Trajectory, TrajectoryError, read_directions
 
 CASES = int(os.environ.get("HOLDFAST_FUZZ", "60"))
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # to shrink a whole file takes minutes
@@ -128,6 +130,29 @@ def test_logs(tmp_path_factory, content):
     with pytest.raises(TrajectoryError) as error:  # the chain holds for nothing that was not written by us
         Trajectory.read(path)
     one_line(error.value)
+
+
+RECORDS = st.dictionaries(
+    st.sampled_from(
+        ["format", "base", "settings", "tensors", "step", "steps", "coefficients", "loss", "rms", "sealed"]
+    ),
+    VALUES | st.just(FORMAT) | st.integers(0, 2) | st.lists(VALUES | st.just("0x1p-3"), max_size=2),
+)
+
+
+@FUZZED
+@given(st.lists(RECORDS, max_size=3))
+def test_logs_that_were_edited_with_care(tmp_path_factory, records):
+    """Each line chained as ours are."""
+    path, chain = tmp_path_factory.mktemp("log") / "trajectory.jsonl", ""
+    with path.open("w") as log:
+        for record in records:
+            chain = hashlib.sha256(f"{chain}{json.dumps(record, sort_keys=True)}".encode()).hexdigest()[:16]
+            log.write(json.dumps(record | {"chain": chain}, sort_keys=True) + "\n")
+    try:
+        Trajectory.read(path)
+    except TrajectoryError as error:
+        one_line(error)
 
 
 WEIGHTS = save({"model.embed_tokens.weight": torch.zeros(4, 4), "lm_head.weight": torch.ones(4, 4)})
@@ -261,3 +286,30 @@ def test_overrides(overrides):
         composed(["study=smoke", *overrides])
     except UserError as error:
         one_line(error)
+
+
+OWN_FILES = {
+    "method": b"# @package _global_\ndefaults: [zo_all, _self_]\nmethod:\n  select: {rule: top_k, k: 1}\n",
+    "perturb": b"own:\n  kind: rtn\n  family: quantization\n  levels: [2]\n  group_size: 32\n  draws: 8\n",
+    "study": b"# @package _global_\nstudy:\n  methods: [aligned, &x zo_all]\nseed: ${refine.steps}\n",
+}
+TREES = st.dictionaries(
+    st.sampled_from([*OWN_FILES, "defaults", "own", "kind", "_target_"]) | st.booleans(), VALUES, max_size=3
+)
+
+
+@pytest.mark.parametrize("group", OWN_FILES)
+def test_own_yaml(tmp_path, group):
+    path = tmp_path / group / "own.yaml"
+    path.parent.mkdir()
+
+    @FEWER
+    @given(damaged(OWN_FILES[group]) | TREES.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode()))
+    def reads(content):
+        path.write_bytes(content)
+        try:
+            composed([f"hydra.searchpath=[{tmp_path}]", f"{group}={'[own]' if group == 'perturb' else 'own'}"])
+        except UserError as error:
+            one_line(error)
+
+    reads()

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from holdfast.statistics.coverage import Size, coverage
 from holdfast.statistics.flips import flip_rates
 from holdfast.statistics.intervals import Prompts, difference, holm, share
+from holdfast.statistics.margins import auroc, threshold
 from holdfast.statistics.rates import (
     UNMEASURED,
     Point,
     Sampled,
-    auroc,
     by_point,
     mean_of,
     point_metrics,
     summarized,
-    threshold,
 )
 from holdfast.statistics.resamples import Resamples
 
@@ -266,7 +265,7 @@ def test_intervals_cover_by_many_studies(size, rate, spread):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_margin_that_is_not_finite_is_never_a_refusal(wrong):
     from holdfast.errors import UserError
-    from holdfast.statistics.rates import miss_rate_and_auroc
+    from holdfast.statistics.margins import miss_rate_and_auroc
 
     with pytest.raises(UserError, match="40 of 60 are not finite"):
         miss_rate_and_auroc(np.full(40, wrong), np.linspace(-1, 1, 20), 0.05)

@@ -31,21 +31,8 @@ if TYPE_CHECKING:
     from holdfast.planning.work import Machine
 
 READS: tuple[str, ...] = (
-    *(
-        "plan",
-        "study",
-        "model",
-        "data",
-        "openings",
-        "answer",
-        "align",
-        "elicit",
-        "probe",
-        "method",
-        "refine",
-        "perturb",
-    ),
-    *("evaluate", "referee"),
+    *("plan", "study", "model", "data", "openings", "answer", "align", "elicit", "probe", "method", "refine"),
+    *("perturb", "evaluate", "referee"),
 )
 GIB = 2**30
 # What a process takes beside the model, in GiB: on a GPU its context and kernels' workspaces, on a CPU its libraries.

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> str:
     from holdfast.models.package import dressed
     from holdfast.runtime.run import quiet
     from holdfast.settings.compose import composed
-    from holdfast.zo.trajectory import Trajectory, TrajectoryError, replay
+    from holdfast.zo import Trajectory, TrajectoryError, replay
 
     quiet()
     try:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
+from holdfast.runtime.files import read_text
 from holdfast.settings.paths import SHARE
 
 TEMPLATE = SHARE / "profiles/slurm/config.yaml"
@@ -37,7 +38,7 @@ def write(folder: Path, needs: Mapping[str, Need]) -> str:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(TEMPLATE, path)
-    before, begun, rest = path.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
+    before, begun, rest = read_text(path).partition(f"{BEGIN}\n")
     _, ended, after = f"\n{rest}".partition(f"\n{END}\n")
     if not (begun and ended):
         raise UserError(f"{path}: lacks a line {BEGIN!r}, or {END!r} after it; take a new folder")

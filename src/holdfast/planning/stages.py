@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.methods.controls import Extrapolate, SignShuffled
 from holdfast.methods.coordinates import Subspace
@@ -136,11 +136,7 @@ def refine(case: Case) -> Demand:
     if m.passes:
         found = _gradients(case, worst, chosen, max(1, budget // m.passes))
     elif isinstance(m, TwoPoint):
-        subspace = isinstance(m, Subspace)
-        moved = Moved(chosen, m.select.k if some and not subspace else len(s.layers), subspace)
-        if isinstance(m, Subspace | LowRankTwoPoint):
-            moved = replace(moved, anchored=True, rank=m.rank or 0)
-        found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), moved)
+        found = _two_point(case, m, r.loss, max(1, budget // (2 * m.queries)), _moved(m, chosen, s))
     else:
         found = _without_loss(case, worst, budget)
     if r.loss != "dpo":
@@ -153,14 +149,20 @@ def refine(case: Case) -> Demand:
 @dataclass(frozen=True)
 class Moved:
     """How many elements a two-point refinement moves, in how many layers: all of them, or some below which others may
-    be reused; in the alignment subspace, or as low-rank adapters (both are anchored), along so many directions of rank
-    one, or along whole matrices (0)."""
+    be reused. What is not `weights` moves from an anchor, along so many directions of rank one, or along whole ones
+    (0)."""
 
     elements: int
     layers: int
-    subspace: bool = False
-    anchored: bool = False
+    kind: Literal["weights", "subspace", "adapters"] = "weights"
     rank: int = 0
+
+
+def _moved(m: TwoPoint, chosen: int, s: Shape) -> Moved:
+    if isinstance(m, Subspace):
+        return Moved(chosen, len(s.layers), "subspace", m.rank or 0)
+    layers = m.select.k if m.select.rule.endswith("_k") else len(s.layers)
+    return Moved(chosen, layers, "adapters", m.rank) if isinstance(m, LowRankTwoPoint) else Moved(chosen, layers)
 
 
 def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -> Demand:
@@ -175,12 +177,14 @@ def _two_point(case: Case, settings: Any, loss: str, steps: int, moved: Moved) -
     reused = memory.states(s, worst) if moved.layers < depth else 0
     beside: float = FLOAT * moved.elements
     origin, write = 0.0, moved.elements * (FLOAT + s.width)
-    if moved.anchored:
+    if moved.kind != "weights":
         room = max(FLOAT * s.matrix, SCRATCH)
         # A whole Δ, or beside the scratch a product of factors; and the factors, adapters with their masters.
         beside = (room if moved.rank else FLOAT * moved.elements) + s.width * moved.elements + room
-        beside += FLOAT * (1 if moved.subspace else 2) * moved.rank * (s.inputs + s.outputs) * moved.layers / depth
-        origin = s.bytes if moved.subspace else 0.0
+        beside += (
+            FLOAT * (1 if moved.kind == "subspace" else 2) * moved.rank * (s.inputs + s.outputs) * moved.layers / depth
+        )
+        origin = s.bytes if moved.kind == "subspace" else 0.0
         write = moved.elements * ((5 if moved.rank == 0 else 6 * moved.rank) * FLOAT + 2 * s.width)
     under = _deployed(s, settings, moved.elements)
     peak = s.bytes + beside + under.kept + max(memory.forward(s, worst) + reused, origin)

@@ -163,7 +163,7 @@ class Probe:
         """The ASR on the tuning split, by margins at matched over-refusal, with noise on one layer's weights alone."""
         import pandas as pd
 
-        from holdfast.statistics.rates import miss_rate_and_auroc
+        from holdfast.statistics.margins import miss_rate_and_auroc
         from holdfast.zo.parallel import shared_out
         from holdfast.zo.perturb import Masters
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,18 @@ def cautions_of_costs(costs: pd.DataFrame, reference: str) -> list[str]:
         if refined["rise"].max() > ROSE:
             found.append(f"{name}'s loss rose; its learning rate may be too large")
     return found
+
+
+def rise(losses: Sequence[float]) -> float:
+    """By how many standard errors the mean loss of the last quarter of the steps is above that of the first; nan of
+    too few steps."""
+    quarter = len(losses) // 4
+    if quarter < 2:
+        return float("nan")
+    first, last = np.array(losses[:quarter]), np.array(losses[-quarter:])
+    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
+    difference = last.mean() - first.mean()
+    return float(difference / error) if error else float(np.sign(difference) * np.inf) if difference else 0.0
 
 
 def _not_aligned(clean: dict[tuple[str, str], dict[str, Sampled]], reference: str) -> list[str]:

@@ -180,6 +180,7 @@ def _costs(evidence: Evidence) -> pd.DataFrame:
     """What alignment, the probe and each method spent, in forward-equivalents of a batch and of one sequence; the
     layers that a method refined, and how stable their choice was; how much its loss rose (see `rise`); and how far
     the weights moved."""
+    from holdfast.reporting.cautions import rise
 
     def row(found: dict[str, Any]) -> dict[str, Any]:
         if "answers" in found:  # an evaluation
@@ -193,20 +194,6 @@ def _costs(evidence: Evidence) -> pd.DataFrame:
         return [{"stage": source, "layers": "", "sequences": count} for source, count in found["sequences"].items()]
 
     return _stages(evidence, "metrics.json", ("layers", *COSTS), spent).astype(dict.fromkeys(COSTS, float))
-
-
-def rise(losses: Sequence[float]) -> float:
-    """By how many standard errors the mean loss of the last quarter of the steps is above that of the first; nan of
-    too few steps."""
-    import numpy as np
-
-    quarter = len(losses) // 4
-    if quarter < 2:
-        return float("nan")
-    first, last = np.array(losses[:quarter]), np.array(losses[-quarter:])
-    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
-    difference = last.mean() - first.mean()
-    return float(difference / error) if error else float(np.sign(difference) * np.inf) if difference else 0.0
 
 
 def _timing(evidence: Evidence) -> pd.DataFrame:

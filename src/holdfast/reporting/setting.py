@@ -12,7 +12,7 @@ from holdfast.settings.options import Config
 from holdfast.settings.paths import runs
 from holdfast.settings.schema import Study
 from holdfast.statistics.intervals import Prompts
-from holdfast.statistics.rates import tail
+from holdfast.statistics.margins import tail
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from holdfast.errors import UserError
+
 
 class replacing:
     """Context manager: yields a temporary path beside `path`, and moves it there if the block succeeds."""
@@ -30,6 +32,14 @@ class replacing:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Of a user's file; raises `UserError` where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
 
 
 def as_json(content: Any) -> str:

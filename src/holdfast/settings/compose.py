@@ -85,19 +85,26 @@ def checked(cfg: DictConfig, chosen: Mapping[str, Any], overrides: list[str]) ->
     chosen = {group: name for group, name in chosen.items() if not str(group).startswith("hydra")}
     try:
         data: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-        return read(_named(_without_unchosen(data), chosen))
     except OmegaConfBaseException as error:
         raise UserError(explained(error)) from None
+    try:
+        for name in sections():
+            _check_keys(data.get(name, {}), name)
+        return read(_named(_without_unchosen(data), chosen))
     except BadValue as bad:
-        files = {**chosen, "perturb": list(cfg.perturb), "source": list(cfg.data.get("sources") or {})}
+        given = data["perturb"], data["data"].get("sources") if isinstance(data["data"], dict) else None
+        perturb, source = (list(one) if isinstance(one, dict) else [] for one in given)
+        files = {**chosen, "perturb": perturb, "source": source}
         raise UserError(bad.said + place(bad.key, overrides, files)) from None
 
 
 def read(data: Mapping[str, Any]) -> Config:
     """The sections and values that `data` holds, checked; a stage's config.yaml holds all."""
+    _check_keys(data)
     found: dict[str, Any] = {}
     for name, one in sections().items():
         if name in data and one.many:
+            _check_keys(data[name], name)
             found[name] = {key: _built(one.options, f"{name}.{key}", part) for key, part in data[name].items()}
         elif name in data:
             found[name] = _built(one.options, name, data[name])
@@ -107,6 +114,16 @@ def read(data: Mapping[str, Any]) -> Config:
     if unknown := sorted(data.keys() - found.keys()):
         raise BadValue(unknown[0], f"{unknown[0]}: no such key; {choices(unknown[0], [*sections(), *VALUES])}")
     return agreed(Config(found))
+
+
+def _check_keys(data: Any, section: str = "") -> None:
+    """Raise `BadValue` unless these are keys with values. YAML reads `on`, `null` and `3` as no text."""
+    if not isinstance(data, dict):
+        raise BadValue(section, f"{section}={data}: give keys with values")
+    for key in data:
+        if not isinstance(key, str):
+            at = f"{section}.{key}".lstrip(".")
+            raise BadValue(at, f"{at}: a key that is no text; put it into quotes")
 
 
 def agreed(cfg: Config) -> Config:
@@ -119,8 +136,7 @@ def agreed(cfg: Config) -> Config:
 
 
 def _built(options: type[Options] | Registry, key: str, data: Any) -> Options:
-    if not isinstance(data, dict):
-        raise BadValue(key, f"{key}={data}: give keys with values")
+    _check_keys(data, key)
     data = {name: value for name, value in data.items() if value != "???"}
     if isinstance(options, Registry):
         options, data = _kind(options, key, data)
@@ -133,6 +149,8 @@ def _built(options: type[Options] | Registry, key: str, data: Any) -> Options:
 def _kind(registry: Registry, key: str, data: dict[str, Any]) -> tuple[type[Options], dict[str, Any]]:
     """The class that reads a section: by its `kind`, or by `_target_` for one that lives outside this package."""
     target, named = data.pop("_target_", None), data.get("kind")
+    if not isinstance(target, str | None):
+        raise BadValue(f"{key}._target_", f"{key}._target_={target}: give package.module.Class")
     if not (target or named):
         raise BadValue(f"{key}.kind", f"{key}.kind: no value is given; choose one of {', '.join(registry.kinds)}")
     try:
@@ -156,19 +174,23 @@ def _value(name: str, kind: Any, value: Any) -> Any:
 def _without_unchosen(data: dict[str, Any]) -> dict[str, Any]:
     """What a study sets of perturbations that were not chosen goes."""
     known = files("perturb")
-    perturb = data.get("perturb") or {}
-    kept = {name: one for name, one in perturb.items() if {"kind", "_target_"} & set(one) or name not in known}
+
+    def chosen(name: str, one: Any) -> bool:
+        return name not in known or not isinstance(one, dict) or bool({"kind", "_target_"} & set(one))
+
+    kept = {name: one for name, one in data["perturb"].items() if chosen(name, one)}
     return {**data, "perturb": kept}
 
 
 def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A section's name is that of its file, so that a copied file cannot name another's results; a study's may be
     set, and a method's is that of its variant."""
-    variants = (data.get("study") or {}).get("variants") or {}
+    variants = data["study"].get("variants")
     for part in NAMED:
         own, name = data[part], str(chosen.get(part))
         given = own["name"]
-        variant = part == "method" and (variants.get(given) or {}).get("method", given) == name
+        one = variants.get(given) if isinstance(variants, dict) and isinstance(given, str) else None
+        variant = part == "method" and (one.get("method", given) if isinstance(one, dict) else given) == name
         outside = part in OUTSIDE and given == own.get("_target_")
         if given != name and part != "study" and not (variant or outside):
             raise BadValue(f"{part}.name", f"{part}.name={given}: the name is that of the file, {name}; leave it out")

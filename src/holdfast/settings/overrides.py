@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from holdfast.errors import UserError
 from holdfast.settings.explain import choices, folders
 from holdfast.settings.options import sections
+from holdfast.settings.own_files import check_own_files
 
 OUTSIDE = ("align", "method", "judge")  # for which a class may be chosen in the place of a file
 NO_FILE = "outside"
@@ -27,14 +28,17 @@ def expanded(overrides: list[str]) -> list[str]:
     """What stands in the place of a file, spelled out: a model's folder or Hub id, `package.module.Class` of a method,
     recipe, judge or perturbation, a variant of the study's, and `glob(…)`."""
     _check_form(overrides)
+    check_own_files(overrides)
     found = [one for override in overrides for one in _spelled(override, overrides)]
     variants = _variants(found)
     name = next((o.partition("=")[2] for o in found if o.startswith("method=")), None)
-    if not variants or name not in variants:
+    one = variants.get(name) if isinstance(variants, dict) else None
+    if not isinstance(one, dict):
         return found
-    one = variants[name]
-    base = one.get("method") or name
-    own = [f"++method.{key}={value}" for key, value in _flat(one.get("options") or {})]
+    base, options = one.get("method") or name, one.get("options") or {}
+    if not (isinstance(base, str) and isinstance(options, dict)):
+        return found  # pydantic says what is wrong
+    own = [f"++method.{key}={value}" for key, value in _flat(options)]
     own += [f"++method.name={name}"] * (base != name)
     at = found.index(f"method={name}")
     return [*own, *found[:at], f"method={base}", *found[at + 1 :]]  # what the user sets comes later, and wins
@@ -98,14 +102,14 @@ def _parsed(overrides: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
-def _variants(overrides: list[str]) -> dict[str, Any]:
-    """Those that the chosen study's own file names."""
+def _variants(overrides: list[str]) -> Any:
+    """Those that the chosen study's own file names, whatever it has in their place."""
     study = next((o.partition("=")[2] for o in overrides if o.startswith("study=")), None)
     path = next(
         (p for folder in folders(overrides) if study and (p := folder / "study" / f"{study}.yaml").is_file()), None
     )
     found = OmegaConf.select(OmegaConf.load(path), "study.variants") if path else None
-    return OmegaConf.to_container(found) if found else {}  # type: ignore[return-value]
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else {}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -158,7 +158,7 @@ def _answered(scorer: Scorer, model: Any, part: Part, bench: Bench, clean: Any) 
     import pandas as pd
 
     from holdfast.perturbations import Arm, perturbed
-    from holdfast.statistics.rates import check_finite
+    from holdfast.statistics.margins import check_finite
 
     point = part.point
     if point is None:

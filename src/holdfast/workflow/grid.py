@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,13 @@ from holdfast.settings.choices import Choices
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Options
 from holdfast.settings.paths import CONF, Layout, models_of, runs
-from holdfast.settings.schema import Study
 from holdfast.stages import align, answer, data, elicit, evaluate, judge, pretrain, probe, refine, tables
+from holdfast.workflow.overrides import overrides_of, refuse_without_effect
 
 STAGES = {
     one.STAGE.name: one.STAGE
     for one in (data, pretrain, answer, align, elicit, probe, refine, evaluate, judge, tables)
 }
-
-
-ONE_MODEL = ("model.path", "model.revision", "model.origin", "model.chat_template")  # of no two models
 
 
 class Workflow:
@@ -43,7 +39,7 @@ class Workflow:
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if unknown := sorted(set(config) - {"study", "set"}):
             raise UserError(f'--config {unknown[0]}=…: no such key; write study=<name> or set="<overrides>"')
-        own = _given(config.get("set", ""))
+        own = overrides_of(config.get("set", ""))
         self.overrides = [f"study={config.get('study', 'tiny')}", *own]
         # By way of the environment: as `params` the string would re-run every stage whenever it changes.
         os.environ["HOLDFAST_OVERRIDES"] = json.dumps(self.overrides)
@@ -51,7 +47,7 @@ class Workflow:
         self.study = self.cfg.study
         self.choices = Choices(self.overrides, models_of(self.study))
         self.layout = Layout.of(self.cfg)
-        _refuse_without_effect(own, self.study, self.judges)
+        refuse_without_effect(own, self.study, self.judges)
 
     @property
     def composed(self) -> str:
@@ -233,37 +229,3 @@ def _from_here(path: str) -> str:
 def _each(part: Any) -> list[Options]:
     """The options of a section, one or several by name."""
     return [one for one in (part.values() if isinstance(part, dict) else [part]) if isinstance(one, Options)]
-
-
-def _given(text: Any) -> list[str]:
-    """The overrides of `set=`: words as a shell has them, or the lines of the file that `@` names."""
-    if not isinstance(text, str):  # what YAML takes for a mapping or a number
-        raise UserError(f"set={text}: YAML changes it; write the overrides into a file, one a line, and set=@<file>")
-    if text.startswith("@"):
-        path = Path(text[1:]).expanduser()
-        if not path.is_file():
-            raise UserError(f"set={text}: no such file")
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"set={text}: {error}; write the overrides into a file, one a line, and set=@<file>") from None
-
-
-def _refuse_without_effect(overrides: list[str], study: Study, judges: list[str]) -> None:
-    """Raise `UserError` for what the study's grid would overrule, and for what would be given to several."""
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        grid = {"align": "aligns", "method": "methods", "seed": "seeds", "model": "models"}.get(key)
-        if grid and not (key == "model" and "own" in study.models):
-            raise UserError(f"set={override}: the study's grid says it; write study.{grid}=[{value}]")
-        if len(judges) > 1 and (key.startswith("judge.") or (key == "judge" and "." in value)):
-            raise UserError(
-                f"set={override}: would be given to tables.other_judges=[{','.join(judges[1:])}] too; write a file "
-                "for conf/judge"
-            )
-        if key in ONE_MODEL and len(study.models) > 1:
-            raise UserError(
-                f"set={override}: would be given to all of study.models=[{','.join(study.models)}]; "
-                "name one model there, or write a file for conf/model"
-            )

@@ -12,10 +12,11 @@ from holdfast.zo.layers import decoder_layers, vector_groups, weight_groups
 from holdfast.zo.low_rank import LowRank
 from holdfast.zo.perturb import Draws, Masters, Moves, PerturbationError
 from holdfast.zo.refiner import Estimate, ZeroOrderRefiner
+from holdfast.zo.replaying import replay
 from holdfast.zo.sensitivity import Race, Sides, online_sensitivity, sensitivity
 from holdfast.zo.step_size import Cosine, Curvature
 from holdfast.zo.trainer import ZOArguments, ZOMixin
-from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions, replay, write_directions
+from holdfast.zo.trajectory import Trajectory, TrajectoryError, read_directions, write_directions
 
 __all__ = [
     "Cosine",

@@ -9,7 +9,8 @@ from torch import nn
 
 from holdfast.zo.noise import COIN, Stream, words
 from holdfast.zo.perturb import Moves
-from holdfast.zo.trajectory import Trajectory, TrajectoryError, masters_of, sealed_log
+from holdfast.zo.replaying import masters_of, sealed_log
+from holdfast.zo.trajectory import Trajectory, TrajectoryError
 
 
 def sign_shuffled(model: nn.Module, source: Path, *, seed: int, trajectory: Path) -> int:

@@ -17,16 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from holdfast.zo.digest import digest, fingerprint
-from holdfast.zo.directions import Direction, Factors, Span, alignment_directions, flat
-from holdfast.zo.low_rank import LowRank
-from holdfast.zo.perturb import Masters, Moves
+from holdfast.zo.digest import digest
+from holdfast.zo.directions import Direction, Factors, flat
+from holdfast.zo.perturb import Moves
 
 FORMAT = "holdfast trajectory 1"
 DIRECTIONS = "directions.safetensors"
 BEGIN_ANEW = "move it away to begin anew"
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 EARLIER = {"kind": "weights", "subset": (1.0).hex()}  # what headers did not say before there was a choice
 
 
@@ -78,12 +76,14 @@ class Trajectory:
             try:
                 record = json.loads(line)
                 chain = record.pop("chain")
-            except (ValueError, KeyError, AttributeError):
+                if chain != found._next_chain(record):
+                    raise TrajectoryError(f"{path}: line {number} is not what was written; the log has been edited")
+                found.chain = chain
+                found._take(record, number)
+            except TrajectoryError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise TrajectoryError(f"{path}: line {number} is no record of a trajectory") from None
-            if chain != found._next_chain(record):
-                raise TrajectoryError(f"{path}: line {number} is not what was written; the log has been edited")
-            found.chain = chain
-            found._take(record, number)
         if found.header.get("format") != FORMAT:
             raise TrajectoryError(f"{path}: not a log of this format ({FORMAT})")
         return found
@@ -91,6 +91,7 @@ class Trajectory:
     def _take(self, record: dict[str, Any], number: int) -> None:
         if number == 1:
             self.header = EARLIER | record
+            _check_tensors(record["tensors"])
         elif "step" in record and record["step"] == len(self.steps) and self.sealed is None:
             self.steps.append([float.fromhex(c) for c in record["coefficients"]])
             self.losses += [record["loss"]] if "loss" in record else []
@@ -132,6 +133,14 @@ class Trajectory:
         return len(self.steps)
 
 
+def _check_tensors(tensors: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise one of the errors by which a line is no record, unless a header may name these."""
+    if not tensors or any(tensor["dtype"] not in DTYPES for tensor in tensors.values()):
+        raise ValueError
+    for tensor in tensors.values():
+        float.fromhex(tensor["scale"])
+
+
 def logged_scales(path: Path, names: Iterable[str]) -> dict[str, float] | None:
     """The scales of these tensors as the log at `path` has them, for a run that resumes it; None where it has others,
     or none. Raises `TrajectoryError` for a file that is no log or has been edited.
@@ -153,67 +162,6 @@ def _whole_lines(path: Path) -> bytes:
     if not whole and not b'{"'.startswith(rest[:2]):
         raise TrajectoryError(f"{path}: not a log of a refinement; {BEGIN_ANEW}")
     return whole + newline
-
-
-def replay(model: nn.Module, path: Path, origin: nn.Module | None = None) -> int:
-    """Turn the base model into the refined one, in place, and check the result against the seal.
-
-    `origin`, the model before alignment, is needed by a log of a refinement within the alignment subspace. Gives
-    the number of steps. Raises `TrajectoryError` for a wrong base or origin, an edited log, or one that ends early.
-    """
-    log = sealed_log(path, model)
-    masters = masters_of(log, model, origin)
-    log.replay_into(masters)
-    if digest(masters.tensors.items()) != log.sealed:
-        raise TrajectoryError(f"{path}: the replayed weights are not the refined ones")
-    return len(log.steps)
-
-
-def sealed_log(path: Path, model: nn.Module) -> Trajectory:
-    """A complete log of this base model; else `TrajectoryError`."""
-    log = Trajectory.read(path)
-    if log.sealed is None:
-        raise TrajectoryError(f"{path}: ends early, after step {len(log.steps)}; resume the refinement to complete it")
-    if fingerprint(model) != log.header["base"]:
-        raise TrajectoryError(f"{path}: made from other base weights than these")
-    return log
-
-
-def masters_of(log: Trajectory, model: nn.Module, origin: nn.Module | None = None) -> Moves:
-    """The masters that the log's header describes, on its base model. Raises `TrajectoryError` for a wrong origin."""
-    header, named = log.header, dict(model.named_parameters())
-    scales = {name: float.fromhex(t["scale"]) for name, t in header["tensors"].items()}
-    tensors = {k: named[k] for k in scales}
-    drawn = {"seed": header["seed"], "noise": header["noise"], "scales": scales}
-    subset = float.fromhex(header["subset"])
-    if header["kind"] == "weights":
-        return Masters(tensors, subset=subset, **drawn)
-    if header["kind"] == "low_rank":
-        return LowRank(tensors, rank=header["rank"], subset=subset, **drawn)
-    kept = header["kind"] == "singular"
-    try:
-        directions = read_directions(log.path) if kept else _of_origin(log, model, origin, scales)
-        start = float.fromhex(header.get("start", "0"))
-        masters = Span(tensors, directions, tie=header["tie"], start=start, **drawn)
-    except KeyError as error:
-        raise TrajectoryError(f"{log.path}: {DIRECTIONS} has none of {error}") from None
-    if masters.header()["directions"] != header["directions"]:
-        other = f"others than {DIRECTIONS} holds" if kept else "directions from another origin than this model"
-        raise TrajectoryError(f"{log.path}: made with {other}")
-    return masters
-
-
-def _of_origin(
-    log: Trajectory, model: nn.Module, origin: nn.Module | None, names: Iterable[str]
-) -> Mapping[str, Direction]:
-    if origin is None:
-        raise TrajectoryError(
-            f"{log.path}: a refinement within a subspace; `origin`, the model before alignment, is needed"
-        )
-    try:
-        return alignment_directions(model, origin, names)
-    except ValueError as error:
-        raise TrajectoryError(f"{log.path}: {error}") from None
 
 
 def write_directions(path: Path, directions: Mapping[str, Direction]) -> None:
