@@ -15,6 +15,7 @@ from holdfast.reporting.tables import NAMES
 from holdfast.statistics.intervals import Difference, Estimate
 from holdfast.statistics.rates import Metrics
 
+ROUNDING = 1e-6  # of a difference of two shares in float32: 3/40 - 1/40 is a hair above 0.05
 SHOWN = 3  # responses of each kind
 WORDS = 120  # characters of each
 MARKUP = "\\`*_{}[]()#+!|~"
@@ -60,7 +61,7 @@ def decision(metrics: Metrics, setting: Setting, model: str, method: str, family
             word = "harmful prompts answered" if metric == "asr" else NAMES[metric].rstrip(" ↑↓")
             one = _change(metrics, setting, model, method, at, metric, f"{word}, {place}")
             worse, most = worsening(one.change, metric).mean, limit(setting, metric)
-            if worse > most:
+            if worse > most + ROUNDING:
                 against.append(f"{one.name} is worse by {100 * worse:.1f} points, and {100 * most:g} are allowed")
             guards.append(one)
     return Decision(judged.at, titled, asr, guards, against)
