@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "benchmarks/README.md": "benchmarks.md", "profiles/slurm/README.md": "slurm.md"}
 PAGES |= {name: name.lower() for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
+CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)
+MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -36,7 +39,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return f"{text}({PAGES.get(name, name.removeprefix('docs/'))}{anchor})"
         return text.strip("[]")
 
-    return LINK.sub(inside, markdown)
+    return with_formulas(LINK.sub(inside, markdown))
+
+
+def with_formulas(markdown: str) -> str:
+    """TeX between dollar signs as MathML, which browsers draw without a script."""
+
+    def drawn(found: re.Match[str]) -> str:
+        if found[1]:
+            return convert(found[1], display="block")
+        return f"<span>{convert(found[2])}</span>"  # which at the beginning of a line begins no block
+
+    parts = CODE.split(markdown)
+    return "".join(part if place % 2 else MATH.sub(drawn, part) for place, part in enumerate(parts))
 
 
 def reference() -> str:

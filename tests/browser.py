@@ -34,7 +34,7 @@ addEventListener("load", async () => {
 });
 </script>"""
 RESULTS = """
-  const shown = {};
+  const shown = {}, top = document.querySelector("h1.title").getBoundingClientRect().top;
   const graph = document.querySelectorAll("canvas, svg.marks").length;
   for (const [path, result] of Object.entries(results)) {
     const image = path.endsWith(".png");
@@ -44,18 +44,19 @@ RESULTS = """
     const box = found ? found.getBoundingClientRect() : {width: 0, height: 0};
     shown[path] = [box.width, box.height, found && image ? found.naturalWidth : 0];
   }
-  return {shown, graph};
+  return {shown, graph, top};
 """
 
 
 def opened(page: Path, folder: Path, script: str = RESULTS) -> dict[str, Any]:
     """`said`: errors, beside what `script` returns; of a report `shown`, of every result [width, height, the image's
-    own width] in pixels when it is viewed, and `graph`, drawings on the first view."""
+    own width] in pixels when it is viewed, and of the first view `graph`, its drawings, and `top`, where its title
+    is."""
     watched = folder / "watched.html"
     before, end, after = page.read_text(encoding="utf-8").rpartition("</html>")
     text = before.replace("<head>", "<head>" + BEFORE, 1) + AFTER % script + end + after
     watched.write_text(text, encoding="utf-8")
-    asked = (f"--user-data-dir={folder / 'profile'}", "--window-size=1600,1000", "--virtual-time-budget=60000")
+    asked = (f"--user-data-dir={folder / 'profile'}", "--window-size=1280,400", "--virtual-time-budget=60000")
     command = [str(CHROMIUM), *FLAGS, *asked, "--dump-dom", watched.as_uri()]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=180)
     found = re.search(r'<pre id="found">(.*?)</pre>', ended.stdout, re.S)

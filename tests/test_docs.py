@@ -76,3 +76,6 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert len(pages) > 20
     fetches = re.compile(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+stylesheet[^>]+href="https?:')
     assert not [page for page in pages if fetches.search(page.read_text(encoding="utf-8"))]
+    method = (tmp_path / "method/index.html").read_text(encoding="utf-8")
+    assert method.count("<math") > 50
+    assert not re.search(r"\$|\\mathrm", method.partition("<article")[2].partition("</article>")[0])

@@ -60,6 +60,7 @@ def test_nothing_of_them_runs_and_nothing_is_lost(ran):
             assert not [cell for cell in cells if cell.startswith(("=", "@", "\t", "\r"))], path
         if path.suffix in (".txt", ".md"):
             assert "\x1b" not in text, path
+            assert "<img src=x" not in text, path
     asked = pd.read_parquet(ran / "results/smoke/data/prompts.parquet")
     assert {text for text in HOSTILE if asked["prompt"].str.startswith(text).any()} == set(HOSTILE)
 

@@ -16,6 +16,7 @@ from holdfast.reporting.figures import dose_response_figure, steps_figure, style
 from holdfast.reporting.judges import judges
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.quantization import quantization
+from holdfast.reporting.render import Table
 from holdfast.reporting.setting import Setting
 from holdfast.reporting.sources import sources
 from holdfast.reporting.tables import dose_response, main_table, terminal
@@ -138,6 +139,13 @@ def test_answers_by_source(records, made):
     assert cells.loc[("clean", "benign", "even", "zo_all"), "rate"] == 0
 
 
+def test_what_a_cell_holds_is_no_markdown():
+    shown = pd.DataFrame({"x": ["-1 [-2, -.1] *", "<img src=x> | `a` [b](c) *d*"]})
+    table = Table(shown, shown, "", "", best=pd.DataFrame({"x": [True, False]})).texts()["md"]
+    assert "| **-1 [-2, -.1] \\***" in table
+    assert r"| &lt;img src=x> \| \`a\` [b]\(c) \*d\* |" in table
+
+
 def test_the_best_of_a_column_is_bold_in_every_format(made):
     table = main_table(*made)
     texts = table.texts()
@@ -145,7 +153,7 @@ def test_the_best_of_a_column_is_bold_in_every_format(made):
     assert (best.loc["zo_all", "weights"], best.loc["aligned", "weights"]) == (True, False)
     assert not (best["ternary"] == True).any()  # noqa: E712 - where all are the same none is the best
     cell = table.shown.set_index("method").loc["zo_all", "weights"]
-    assert f"| **{cell}** |" in texts["md"]
+    assert f"| **{cell.replace('*', chr(92) + '*')}** |" in texts["md"]
     assert f"<td><b>{cell}</b></td>" in texts["html"]
     assert re.search(r"\\textbf\{\\begin\{tabular\}\[t\]\{@\{\}c@\{\}\}10\.0 ", texts["tex"])
 

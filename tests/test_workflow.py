@@ -233,6 +233,7 @@ def test_the_report_opens_without_a_network_and_shows_everything(report, tmp_pat
     found = browser.opened(report, tmp_path)
     assert found["said"] == []
     assert found["graph"]
+    assert found["top"] >= 0
     assert {Path(path).stem for path in found["shown"] if path.endswith(".png")} == set(FIGURES)
     for path, (width, height, own) in found["shown"].items():
         assert width > 200, path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ from holdfast.errors import printable
 from holdfast.reporting.latex import EMPHASIS, latex, stacked
 from holdfast.statistics.intervals import Estimate
 
+MARKDOWN = re.compile(r"[\\`*|]|(?<=\])\(")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><style>
 body {{ font: 13px/1.4 system-ui, sans-serif; color: #111; margin: 1.5em; }}
@@ -43,7 +45,7 @@ class Table:
     def texts(self) -> dict[str, str]:
         return {
             "csv": self.frame.map(_no_formula).to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-            "md": "\n\n".join([*(_markdown(block) for block in self._cells("**{}**")), self.caption]) + "\n",
+            "md": "\n\n".join([*(_markdown(block) for block in self._cells("**{}**", _plain)), self.caption]) + "\n",
             "tex": latex(self._cells(r"\textbf{{{}}}", stacked), self.caption, self.label),
             "html": self._page(),
         }
@@ -75,6 +77,11 @@ def _tame(cell: Any) -> str:
 def _no_formula(cell: Any) -> Any:
     """Text that a spreadsheet would run, such as a category of the user's, with an apostrophe before it."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "@", "\t", "\r")) else cell
+
+
+def _plain(cell: Any) -> str:
+    """A cell in which nothing is Markdown: a star marks what is decided, a category may hold anything."""
+    return MARKDOWN.sub(r"\\\g<0>", str(cell).replace("<", "&lt;"))
 
 
 def _markdown(block: pd.DataFrame) -> str:

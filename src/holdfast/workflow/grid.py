@@ -63,7 +63,7 @@ class Workflow:
         picture = base64.encodebytes(figure.read_bytes()).decode()  # in lines: docutils takes no long ones
         text = html.escape(table.read_text(encoding="utf-8"))
         shown = f'<img alt="before and after" src="data:image/png;base64,{picture}">'
-        return f'<pre style="font-size: 0.6em">{text}</pre>\n{shown}'
+        return f'<pre style="font-size: 0.75em">{text}</pre>\n{shown}'
 
     @property
     def on_gpu(self) -> bool:
