@@ -28,6 +28,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links as the repository has them, which lead outside the site, lead to the site's own pages or are text."""
+    if page.file.src_uri.startswith("evidence/"):
+        page.meta["hide"] = ["toc"]  # their tables are wide
     source = {made: name for name, made in PAGES.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def inside(found: re.Match[str]) -> str:
