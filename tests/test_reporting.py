@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.perturbations import PERTURBATIONS
 from holdfast.reporting.detector import detector
-from holdfast.reporting.figures import dose_response_figure, steps_figure, style
+from holdfast.reporting.figures import dose_response_figure, sensitivity_figure, steps_figure, style
 from holdfast.reporting.judges import judges
 from holdfast.reporting.measured import Measured
 from holdfast.reporting.quantization import quantization
@@ -137,6 +137,17 @@ def test_answers_by_source(records, made):
     assert cells.loc[("weights", "harmful", "odd", "aligned"), "rate"] == pytest.approx(0.6)
     assert cells.loc[("weights", "harmful", "odd", "aligned"), "prompts"] == 20
     assert cells.loc[("clean", "benign", "even", "zo_all"), "rate"] == 0
+
+
+@pytest.mark.parametrize(("layers", "most"), [(6, 8), (30, 12), (80, 13)])
+def test_the_names_of_layers_have_room(layers, most):
+    groups = ["embeddings", *(f"layer.{k}" for k in range(layers)), "head"]
+    rows = [{"group": group, "seed": 0, "model": "m", "example": k, "rise": k} for group in groups for k in range(3)]
+    (axis,) = sensitivity_figure(pd.DataFrame(rows)).axes
+    names = [label.get_text() for label in axis.get_xticklabels()]
+    assert len(names) <= most
+    assert {"embeddings", "head"} <= set(names)
+    assert len(names) >= 8
 
 
 def test_what_a_cell_holds_is_no_markdown():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,19 @@ def sensitivity_figure(rises: pd.DataFrame) -> Figure:
                 at, look = np.arange(len(groups)), style(place)
                 axis.plot(at, mean, label=f"seed {seed}", markersize=4, **look)
                 axis.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.15, linewidth=0)
-            axis.set_xticks(
-                range(len(groups)), [g.replace("layer.", "layer ") for g in groups], rotation=30, ha="right"
-            )
+            shown = [at for at, group in enumerate(groups) if _named(group, len(groups))]
+            names = [groups[at].replace("layer.", "layer ") for at in shown]
+            axis.set_xticks(shown, names, rotation=30, ha="right")
             axis.set_ylabel("sensitivity S\n(rise of the loss)")
             axis.set_title(model, loc="left", fontsize=9)
             axis.legend(frameon=False)
     return figure
+
+
+def _named(group: str, groups: int) -> bool:
+    """Whether there is room for its name: of many layers, every n-th has one."""
+    _, layer, number = group.partition("layer.")
+    return not layer or (int(number) + 1) % ceil(groups / 12) == 0
 
 
 def cost_figure(table: pd.DataFrame, reference: str, recipes: list[str]) -> Figure:
