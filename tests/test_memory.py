@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -178,3 +180,29 @@ def test_alignment_adds_gradients_up_over_parts(tokenizer, tmp_path, monkeypatch
     assert "going on with 2 (align.batch_size)" in capsys.readouterr().err
     moved = [torch.cat([f[name].flatten() for name in sorted(f)]) for f in found]
     assert (moved[0] - moved[1]).abs().mean() < 1e-5
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+import pandas as pd
+import pyarrow.dataset, pyarrow.parquet
+from holdfast.runtime.files import read_frame
+path = Path(sys.argv[1])
+pd.DataFrame({"a": ["x"] * 1000}).to_parquet(path, index=False)
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]) * 2**20,) * 2)
+try:
+    print(len(read_frame(path)))
+except MemoryError:
+    print("memory")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.parametrize("mib", [1, 3, 10, 30])
+def test_a_table_is_read_or_memory_runs_out_but_nothing_waits(tmp_path, mib):
+    """Where no thread could begin, Arrow's own reader never came back."""
+    command = [sys.executable, "-c", READ, str(tmp_path / "x.parquet"), str(mib)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.strip() in ("1000", "memory"), ended.stderr

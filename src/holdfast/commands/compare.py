@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
 from holdfast.reporting.records import Evidence, outcomes
+from holdfast.runtime.files import read_frame
 from holdfast.runtime.tracking import flatten
 from holdfast.settings.compose import read
 from holdfast.settings.options import Config
@@ -218,9 +219,8 @@ def metrics_of(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
 
 def _asked(study: Study) -> pd.DataFrame:
     """The prompts of the study's evaluation."""
-    import pandas as pd
 
-    found = pd.read_parquet(study.layout.data / "prompts.parquet")
+    found = read_frame(study.layout.data / "prompts.parquet")
     return found[found["split"].isin(["test", "threshold"])][["id", "prompt", "label"]].reset_index(drop=True)
 
 

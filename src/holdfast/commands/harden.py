@@ -21,7 +21,7 @@ from holdfast.errors import NotShown, UserError
 from holdfast.methods.method import Scheme
 from holdfast.models.load import fetched
 from holdfast.runtime.devices import card_gib
-from holdfast.runtime.files import write_text
+from holdfast.runtime.files import read_frame, write_text
 from holdfast.runtime.run import quiet
 from holdfast.settings.compose import composed
 from holdfast.settings.options import Config
@@ -119,7 +119,6 @@ def _method(asked: str, overrides: list[str], cfg: Config) -> str:
 
 def _shipped(cfg: Config, method: str, family: str, base: Path, model: OwnModel, out: Path) -> str:
     """Decide by the records, write the report, and the folder if the model is better; gives what to tell."""
-    import pandas as pd
 
     from holdfast.commands.compare import Study, metrics_of
     from holdfast.models.card import Shown
@@ -130,8 +129,8 @@ def _shipped(cfg: Config, method: str, family: str, base: Path, model: OwnModel,
     layout = Layout.of(cfg)
     metrics, setting, _ = metrics_of([Study(model.name(), layout, cfg)])
     decided = decision(metrics, setting, f"own/{cfg.align.name}", method, family)
-    records = [pd.read_parquet(path) for path in layout.records(cfg.study)]
-    numbers = report(decided, pd.read_parquet(layout.data / "prompts.parquet"), *records)
+    records = [read_frame(path) for path in layout.records(cfg.study)]
+    numbers = report(decided, read_frame(layout.data / "prompts.parquet"), *records)
     write_text(layout.tables / REPORT, numbers)
     asr = decided.asr
     told = f"{asr.name}: {percent(asr.before)} → {percent(asr.after)} %, {points(asr.change)} points"

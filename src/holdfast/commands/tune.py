@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from holdfast.errors import UserError
 from holdfast.models import load as models
+from holdfast.runtime.files import read_frame
 from holdfast.runtime.run import Run, Stage
 from holdfast.runtime.tracking import flatten
 from holdfast.settings.options import Config
@@ -135,9 +136,8 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 def _scores(path: Path) -> dict[str, object]:
-    import pandas as pd
 
-    frame = pd.read_parquet(path)
+    frame = read_frame(path)
     clean, noisy = frame[frame["perturbation"] == "none"].iloc[0], _noisy(frame, "asr")
     row = {"seed": clean["seed"], **{f"{name} asr": asr for name, asr in noisy.items()}}
     guards = {f"mean {name.replace('_', ' ')}": _noisy(frame, name).mean() for name in SCORES if name != "asr"}

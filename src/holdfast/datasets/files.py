@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from holdfast.errors import UserError, first_line
+from holdfast.runtime.files import read_frame
 
 
 def parsed(place: str, content: Path | bytes) -> pd.DataFrame:
@@ -92,5 +93,5 @@ READERS: dict[str, Callable[[bytes], pd.DataFrame]] = {
     ".csv": _csv,
     ".json": _json,
     ".jsonl": _json_lines,
-    ".parquet": lambda content: pd.read_parquet(io.BytesIO(content)).reset_index(drop=True),
+    ".parquet": lambda content: read_frame(io.BytesIO(content)).reset_index(drop=True),
 }

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from holdfast.runtime.files import as_json, replacing, write_text
+from holdfast.runtime.files import as_json, read_frame, replacing, write_text
 
 
 class Journal:
@@ -26,9 +26,8 @@ class Journal:
 
     def get(self, place: int) -> Any:
         """The data frame of a point."""
-        import pandas as pd
 
-        return pd.read_parquet(self._path(place))
+        return read_frame(self._path(place))
 
     def keep(self, place: int, frame: Any) -> None:
         with replacing(self._path(place)) as path:

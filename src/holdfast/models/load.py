@@ -12,6 +12,7 @@ from holdfast.datasets.tokens import check_conversation, converse
 from holdfast.errors import UserError, first_line
 from holdfast.models import checkpoints
 from holdfast.models.gguf import dequantized
+from holdfast.runtime.files import read_frame
 from holdfast.runtime.memory import out_of_memory
 from holdfast.settings.paths import CONF, Layout
 
@@ -220,8 +221,7 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 def prompts_of(layout: Layout, split: str, label: str | None = None) -> Any:
     """The rows of one split as a data frame, in their fixed order."""
-    import pandas as pd
 
-    chosen = [("split", "==", split)] + ([("label", "==", label)] if label else [])
-    frame = pd.read_parquet(layout.data / "prompts.parquet", filters=chosen)
+    frame = read_frame(layout.data / "prompts.parquet")
+    frame = frame[(frame["split"] == split) & (frame["label"] == (label or frame["label"]))]
     return frame.reset_index(drop=True).reindex(columns=COLUMNS, fill_value="")

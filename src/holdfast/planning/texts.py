@@ -22,6 +22,7 @@ from holdfast.methods.losses import reads
 from holdfast.models.checkpoints import check
 from holdfast.models.gguf import local
 from holdfast.planning.memory import Sizes
+from holdfast.runtime.files import read_frame
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout
 
@@ -157,7 +158,7 @@ def _frame(cfg: Config) -> tuple[pd.DataFrame | None, str]:
     """The rows, and where they are from."""
     path = Layout.of(cfg).data / "prompts.parquet"
     if path.is_file():
-        return pd.read_parquet(path).reindex(columns=COLUMNS, fill_value=""), str(path)
+        return read_frame(path).reindex(columns=COLUMNS, fill_value=""), str(path)
     if cfg.data.kind == "world":
         return pd.DataFrame(cfg.data.build(cfg.openings)[0]), "the embedded world"
     return None, ""

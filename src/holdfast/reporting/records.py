@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UserError
-from holdfast.runtime.files import replacing
+from holdfast.runtime.files import read_frame, replacing
 from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs, shown
 from holdfast.settings.schema import Study
@@ -68,10 +68,9 @@ class Evidence:
 
     @cache  # noqa: B019 - lives as long as its stage
     def frame(self, part: str) -> pd.DataFrame:
-        import pandas as pd
 
         if self.source is not None:
-            found = pd.read_parquet(Path(self.source, f"{part}.parquet"))
+            found = read_frame(Path(self.source, f"{part}.parquet"))
             found = self._chosen(found) if part == "records" else found
         else:
             found = READERS[part](self)
@@ -142,10 +141,10 @@ def _told(evidence: Evidence, judge: str) -> dict[str, pd.Series[Any]]:
 
     layout, found = evidence.layout, []
     for own, path in zip(layout.records(evidence.study), layout.by(judge).records(evidence.study), strict=True):
-        ours, theirs = (pd.read_parquet(one, columns=SAME) for one in (own, path))
+        ours, theirs = (read_frame(one, columns=SAME) for one in (own, path))
         if not ours.equals(theirs):
             raise UserError(f"{path}: is not of the answers that {own} is of; `holdfast judge judge={judge}` makes it")
-        found.append(pd.read_parquet(path, columns=["verdict", "score"]))
+        found.append(read_frame(path, columns=["verdict", "score"]))
     told = pd.concat(found, ignore_index=True)
     return {f"verdict:{judge}": told["verdict"].astype("category"), **_scored(f"score:{judge}", told["score"])}
 
@@ -158,7 +157,7 @@ def _probed(part: str) -> Callable[[Evidence], pd.DataFrame]:
     def read(evidence: Evidence) -> pd.DataFrame:
         import pandas as pd
 
-        found = pd.concat(map(pd.read_parquet, evidence.files(part)), ignore_index=True)
+        found = pd.concat(map(read_frame, evidence.files(part)), ignore_index=True)
         if part == "sensitivity":
             found = _rises(found)
         words = [name for name, kind in found.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
@@ -245,7 +244,7 @@ def _responses(evidence: Evidence) -> pd.DataFrame:
     """What was said to test prompts at one seed, with the prompts."""
     import pandas as pd
 
-    prompts, *said = map(pd.read_parquet, evidence.files("responses"))
+    prompts, *said = map(read_frame, evidence.files("responses"))
     found = pd.concat([one[(one["split"] == "test") & one["response"].notna()] for one in said], ignore_index=True)
     return found[list(RESPONSES)].merge(prompts[["id", "prompt"]].drop_duplicates("id"), on="id", how="left")
 

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from holdfast.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class replacing:
@@ -40,6 +43,21 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
+
+
+def read_frame(source: Path | BinaryIO, columns: list[str] | None = None) -> pd.DataFrame:
+    """Of a Parquet file, by this thread alone: where memory has run out Arrow's own threads do not begin, and a read
+    that waits for them waits for ever. Raises `MemoryError` where it still asks for one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source) as file:
+            return file.read(columns, use_threads=False).to_pandas(use_threads=False)
+    except pa.ArrowException as error:
+        if "worker thread" not in str(error):
+            raise
+        raise MemoryError(str(error)) from None
 
 
 def as_json(content: Any) -> str:

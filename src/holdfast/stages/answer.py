@@ -11,6 +11,7 @@ from pydantic import Field
 
 from holdfast.datasets.rows import TRAINING
 from holdfast.models import load as models
+from holdfast.runtime.files import read_frame
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config, Count, Options, Whole, section
@@ -70,14 +71,13 @@ def answered(model: Any, tokenizer: Any, rows: Any, max_new_tokens: int, parts: 
 def rows_of(run: Run, split: str, label: str | None = None) -> Any:
     """The rows of a split as `prompts_of` gives them, with the model's own answers where they wait for them. A row
     that is trained on and has none is left out, for silence is not to be learned."""
-    import pandas as pd
 
     from holdfast.datasets.answers import unanswered, with_own
 
     rows = models.prompts_of(run.layout, split, label)
     if not run.cfg.data.self_answered or split not in SPLITS:
         return rows
-    own = pd.read_parquet(run.layout.answer(run.names.model) / ANSWERS)
+    own = read_frame(run.layout.answer(run.names.model) / ANSWERS)
     sentences = run.cfg.data.response_sentences
     filled = with_own(rows, dict(zip(own["id"], own["response"], strict=True)), sentences)
     return filled.drop(index=unanswered(filled).index).reset_index(drop=True) if split in TRAINING else filled

@@ -15,7 +15,7 @@ from holdfast.datasets.answers import shortened
 from holdfast.datasets.openings import covered, harvested
 from holdfast.errors import UserError
 from holdfast.models import load as models
-from holdfast.runtime.files import as_json, write_text
+from holdfast.runtime.files import as_json, read_frame, write_text
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config, Count, Options, Whole, section
@@ -143,7 +143,7 @@ def taught(run: Run) -> Any:
     rows = pd.concat([rows_of(run, split_of(run.layout, label), label) for label in LABELS], ignore_index=True)
     if run.cfg.elicit.prompts == 0:
         return rows
-    found = pd.read_parquet(run.layout.elicit(*run.names[:2], run.seed) / "own.parquet")
+    found = read_frame(run.layout.elicit(*run.names[:2], run.seed) / "own.parquet")
     parts = []
     for label in ("harmful", "benign"):
         own = found[(found["label"] == label) & found["own"]]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from holdfast.models import load as models
+from holdfast.runtime.files import read_frame
 from holdfast.runtime.memory import Parts
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
@@ -30,7 +31,7 @@ def run(run: Run) -> None:
 
     from holdfast.statistics.rates import summarized
 
-    records = pd.read_parquet(run.layout.evaluate(*run.names, run.seed) / ANSWERS)
+    records = read_frame(run.layout.evaluate(*run.names, run.seed) / ANSWERS)
     prompts = pd.concat([rows_of(run, split) for split in records["split"].unique()])
     # Of the prompts that all methods were asked, so that all have one ceiling.
     asked = records.loc[records["split"] == "test", "id"].unique()

@@ -10,7 +10,7 @@ from holdfast.errors import UserError
 from holdfast.methods.method import LOSSES, Select
 from holdfast.models import load as models
 from holdfast.runtime import ranks
-from holdfast.runtime.files import code_digest
+from holdfast.runtime.files import code_digest, read_frame
 from holdfast.runtime.memory import peak_memory
 from holdfast.runtime.run import Run, Stage
 from holdfast.settings.options import Config
@@ -97,8 +97,6 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
     """The groups that the rule names, and how stable that choice is; a random choice is the seed's own."""
     import random
 
-    import pandas as pd
-
     from holdfast.probing.selection import chosen_by, ranked, stability
     from holdfast.zo import weight_groups
     from holdfast.zo.layers import decoder_layers
@@ -112,7 +110,7 @@ def selected_layers(model: Any, select: Select, run: Run) -> tuple[list[str], fl
     if select.rule == "random_k":
         return sorted(random.Random(run.seed).sample(layers, select.k), key=layers.index), None
     folder = run.layout.probe(*run.names[:2], run.seed)
-    found = pd.read_parquet(folder / ("online.parquet" if select.by == "online" else "sensitivity.parquet"))
+    found = read_frame(folder / ("online.parquet" if select.by == "online" else "sensitivity.parquet"))
     if found.empty:
         raise UserError(f"method.select.by={select.by}: {folder} holds none; set probe.online.steps above 0")
     most = select.rule == "top_k"
