@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from holdfast.errors import UserError
 from holdfast.planning import memory, work
+from holdfast.planning.demand import Case
 from holdfast.planning.memory import Sizes
 from holdfast.planning.remedies import STAGES, remedy, with_values
 from holdfast.planning.shape import Shape, config_of, shape_of
-from holdfast.planning.stages import Case
 from holdfast.planning.texts import Texts
 from holdfast.planning.work import Machine, Pass
 from holdfast.settings.compose import composed

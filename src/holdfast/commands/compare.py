@@ -219,7 +219,6 @@ def metrics_of(studies: list[Study]) -> tuple[Metrics, Setting, bool]:
 
 def _asked(study: Study) -> pd.DataFrame:
     """The prompts of the study's evaluation."""
-
     found = read_frame(study.layout.data / "prompts.parquet")
     return found[found["split"].isin(["test", "threshold"])][["id", "prompt", "label"]].reset_index(drop=True)
 

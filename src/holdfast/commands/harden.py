@@ -119,7 +119,6 @@ def _method(asked: str, overrides: list[str], cfg: Config) -> str:
 
 def _shipped(cfg: Config, method: str, family: str, base: Path, model: OwnModel, out: Path) -> str:
     """Decide by the records, write the report, and the folder if the model is better; gives what to tell."""
-
     from holdfast.commands.compare import Study, metrics_of
     from holdfast.models.card import Shown
     from holdfast.models.package import package

@@ -27,7 +27,7 @@ from holdfast.settings.options import Config
 from holdfast.settings.paths import Layout, runs
 
 if TYPE_CHECKING:
-    from holdfast.planning.stages import Case, Demand
+    from holdfast.planning.demand import Case, Demand
     from holdfast.planning.work import Machine
 
 READS: tuple[str, ...] = (
@@ -105,9 +105,9 @@ class Job:
 
 def jobs(choices: Choices) -> Iterator[Job]:
     """Every stage of every model of the grid."""
+    from holdfast.planning.demand import Case
     from holdfast.planning.remedies import STAGES
     from holdfast.planning.shape import shape_of
-    from holdfast.planning.stages import Case
     from holdfast.planning.texts import Texts
 
     for model in choices.models:

@@ -136,7 +136,6 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 def _scores(path: Path) -> dict[str, object]:
-
     frame = read_frame(path)
     clean, noisy = frame[frame["perturbation"] == "none"].iloc[0], _noisy(frame, "asr")
     row = {"seed": clean["seed"], **{f"{name} asr": asr for name, asr in noisy.items()}}

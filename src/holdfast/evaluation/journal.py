@@ -26,7 +26,6 @@ class Journal:
 
     def get(self, place: int) -> Any:
         """The data frame of a point."""
-
         return read_frame(self._path(place))
 
     def keep(self, place: int, frame: Any) -> None:

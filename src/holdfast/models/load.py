@@ -221,7 +221,8 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 def prompts_of(layout: Layout, split: str, label: str | None = None) -> Any:
     """The rows of one split as a data frame, in their fixed order."""
-
     frame = read_frame(layout.data / "prompts.parquet")
-    frame = frame[(frame["split"] == split) & (frame["label"] == (label or frame["label"]))]
+    frame = frame[frame["split"] == split]
+    if label:
+        frame = frame[frame["label"] == label]
     return frame.reset_index(drop=True).reindex(columns=COLUMNS, fill_value="")

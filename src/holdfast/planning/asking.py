@@ -10,9 +10,9 @@ import numpy as np
 
 from holdfast.judges.referee import TOGETHER
 from holdfast.planning import memory, work
+from holdfast.planning.demand import Case, Demand
 from holdfast.planning.evaluation import answering, answers_asked, read, steps
 from holdfast.planning.memory import Sizes
-from holdfast.planning.stages import Case, Demand
 from holdfast.planning.texts import Rows
 
 OTHERS = 2  # prompts besides its own that a response's likelihood is taken after

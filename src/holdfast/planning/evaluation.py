@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from holdfast.perturbations.finetuning import FineTuning
 from holdfast.perturbations.pruning import Wanda
 from holdfast.planning import memory, work
+from holdfast.planning.demand import Case, Demand
 from holdfast.planning.memory import FLOAT, Sizes
 from holdfast.planning.shape import Shape
-from holdfast.planning.stages import Case, Demand
 from holdfast.planning.texts import Rows
 from holdfast.planning.work import Pass
 

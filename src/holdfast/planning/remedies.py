@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.planning.asking import answer, elicit, judge
+from holdfast.planning.demand import Case, Demand
 from holdfast.planning.evaluation import evaluate, kept
-from holdfast.planning.stages import Case, Demand, adapter, align, probe, refine
+from holdfast.planning.refinement import refine
+from holdfast.planning.stages import adapter, align, probe
 from holdfast.recipes.zeroth_order import ZerothOrderAlignment
 from holdfast.settings.compose import read
 

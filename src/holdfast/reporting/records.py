@@ -68,7 +68,6 @@ class Evidence:
 
     @cache  # noqa: B019 - lives as long as its stage
     def frame(self, part: str) -> pd.DataFrame:
-
         if self.source is not None:
             found = read_frame(Path(self.source, f"{part}.parquet"))
             found = self._chosen(found) if part == "records" else found

@@ -88,9 +88,9 @@ def checked(cfg: DictConfig, chosen: Mapping[str, Any], overrides: list[str]) ->
     except OmegaConfBaseException as error:
         raise UserError(explained(error)) from None
     try:
-        for name in sections():
-            _check_keys(data.get(name, {}), name)
-        return read(_named(_without_unchosen(data), chosen))
+        found = read(_without_unchosen(data))
+        _check_names(found, chosen)
+        return found
     except BadValue as bad:
         given = data["perturb"], data["data"].get("sources") if isinstance(data["data"], dict) else None
         perturb, source = (list(one) if isinstance(one, dict) else [] for one in given)
@@ -174,6 +174,7 @@ def _value(name: str, kind: Any, value: Any) -> Any:
 def _without_unchosen(data: dict[str, Any]) -> dict[str, Any]:
     """What a study sets of perturbations that were not chosen goes."""
     known = files("perturb")
+    _check_keys(data["perturb"], "perturb")
 
     def chosen(name: str, one: Any) -> bool:
         return name not in known or not isinstance(one, dict) or bool({"kind", "_target_"} & set(one))
@@ -182,19 +183,18 @@ def _without_unchosen(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "perturb": kept}
 
 
-def _named(data: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _check_names(cfg: Config, chosen: Mapping[str, Any]) -> None:
     """A section's name is that of its file, so that a copied file cannot name another's results; a study's may be
     set, and a method's is that of its variant."""
-    variants = data["study"].get("variants")
     for part in NAMED:
-        own, name = data[part], str(chosen.get(part))
-        given = own["name"]
-        one = variants.get(given) if isinstance(variants, dict) and isinstance(given, str) else None
-        variant = part == "method" and (one.get("method", given) if isinstance(one, dict) else given) == name
-        outside = part in OUTSIDE and given == own.get("_target_")
-        if given != name and part != "study" and not (variant or outside):
-            raise BadValue(f"{part}.name", f"{part}.name={given}: the name is that of the file, {name}; leave it out")
-    return data
+        own, name = getattr(cfg, part), str(chosen.get(part))
+        one = cfg.study.variants.get(own.name) if part == "method" else None
+        variant = one is not None and (one.method or own.name) == name
+        outside = part in OUTSIDE and "." in own.name and own.name == own.kind
+        if own.name != name and part != "study" and not (variant or outside):
+            raise BadValue(
+                f"{part}.name", f"{part}.name={own.name}: the name is that of the file, {name}; leave it out"
+            )
 
 
 def explained(error: Exception) -> str:

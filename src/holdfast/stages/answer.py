@@ -71,7 +71,6 @@ def answered(model: Any, tokenizer: Any, rows: Any, max_new_tokens: int, parts: 
 def rows_of(run: Run, split: str, label: str | None = None) -> Any:
     """The rows of a split as `prompts_of` gives them, with the model's own answers where they wait for them. A row
     that is trained on and has none is left out, for silence is not to be learned."""
-
     from holdfast.datasets.answers import unanswered, with_own
 
     rows = models.prompts_of(run.layout, split, label)
